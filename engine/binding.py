@@ -1,0 +1,73 @@
+"""Bindings: the named inputs and outputs of a graph, their types, shapes and lifetimes.
+
+Knows nothing of where a graph is stored or what runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+DType = Literal["float32", "float16", "int32", "uint8"]
+Lifetime = Literal["constant", "per_sample", "per_row", "carried", "transient"]
+Stage = Literal["once", "loop", "final"]
+Precision = Literal["fp32", "fp16"]
+Axis = int | str
+Dims = Mapping[str, int]
+
+SYMBOLS = ("samples", "rows", "height", "width", "tokens", "draws")
+"""Every symbol that a shape may name; each may be divided: `height/8`."""
+
+
+class Binding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One named input or output of a graph.
+
+    shape: integers, or a symbol of SYMBOLS, optionally divided by an integer (`height/8`).
+    lifetime: how long the value stays: `constant` as long as the bundle, `per_sample` and `per_row` for a
+    batch, `carried` from step to step, `transient` within one step.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Axis, ...]
+    lifetime: Lifetime
+
+    def resolve(self, dims: Dims) -> tuple[int, ...]:
+        """The shape as integers, with each symbol's value taken from dims."""
+        return tuple(resolve_axis(axis, dims) for axis in self.shape)
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One ONNX graph of a bundle: where it is, when it runs, and what goes in and out.
+
+    carried: {input: output}, the pairs by which a step's result is the next step's input.
+    """
+
+    name: str
+    stage: Stage
+    file: str
+    precision: Precision
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    carried: dict[str, str] = {}
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """Inputs, then outputs."""
+        return self.inputs + self.outputs
+
+
+def resolve_axis(axis: Axis, dims: Dims) -> int:
+    """An axis as an integer. Raises KeyError for an unknown symbol, ValueError where a division leaves a rest."""
+    if isinstance(axis, int):
+        return axis
+    symbol, _, divisor = axis.partition("/")
+    value, rest = divmod(dims[symbol], int(divisor or 1))
+    if rest:
+        raise ValueError(f"{symbol} = {dims[symbol]} is not a multiple of {divisor}")
+    return value
