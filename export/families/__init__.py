@@ -1,0 +1,49 @@
+"""One file per model family: its components, their wrappers, shapes and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.binding import Precision
+from engine.bundle import Defaults, Latents, Limits
+from engine.errors import SourceError
+from export.graph import GraphSpec
+from export.source import read_index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A source model, opened by its family.
+
+    components: the folders that its hash covers. specs: the graphs of one precision, in the order they run in;
+    modules are fresh on each call. vocabulary: how many token ids the conditioning takes.
+    """
+
+    family: str
+    source: Path
+    components: tuple[str, ...]
+    latents: Latents
+    limits: Limits
+    defaults: Defaults
+    guidance_offset: float
+    scheduler_config: dict[str, Any]
+    max_tokens: int
+    vocabulary: int
+    specs: Callable[[Precision], tuple[GraphSpec, ...]]
+
+
+def open_model(source: Path) -> Model:
+    """The model in a diffusers folder, by the pipeline class that model_index.json names. Raises SourceError."""
+    from export.families import sd
+
+    families = {"StableDiffusionPipeline": sd.open_model}
+    name = read_index(source).get("_class_name")
+    if name not in families:
+        raise SourceError(
+            str(source / "model_index.json"), actual=f"_class_name {name!r}", allowed=", ".join(families),
+            remedy="Export a supported pipeline; other families follow.",
+        )  # fmt: skip
+    return families[name](source)

@@ -1,0 +1,176 @@
+"""Stable Diffusion 1.x: one CLIP text encoder, a UNet with cross-attention, a VAE with four latent channels.
+
+Knows the components and how their modules map to our wires; not how graphs are written or run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from engine.binding import Axis, Binding, DType, Lifetime, Precision
+from engine.bundle import Defaults, Latents, Limits
+from engine.errors import SourceError
+from export.families import Model
+from export.graph import GraphSpec
+from export.solver import COLUMNS, HISTORY, ROWS
+from export.solver_graph import Solver, Start
+from export.source import read_json
+
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+TORCH = {"fp32": torch.float32, "fp16": torch.float16}
+NUMPY: dict[Precision, DType] = {"fp32": "float32", "fp16": "float16"}
+
+
+class Conditioning(nn.Module):
+    """input_ids (rows, tokens) int32 → the text encoder's last hidden state (rows, tokens, D)."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.encoder(input_ids=input_ids).last_hidden_state
+        return hidden
+
+
+class Denoiser(nn.Module):
+    """sample (rows, C, H/8, W/8), timestep (rows,) float32, encoder_hidden_states → noise_pred, shaped as sample."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        noise_pred: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return noise_pred
+
+
+class Decoder(nn.Module):
+    """latents (samples, C, H/8, W/8) float32 → images (samples, H, W, 3) uint8, rounded as diffusers does."""
+
+    def __init__(self, vae: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.vae, self.dtype = vae, dtype
+
+    def forward(self, latents: Tensor) -> Tensor:
+        z = (latents / self.vae.config.scaling_factor).to(self.dtype)
+        pixels = self.vae.decode(z, return_dict=False)[0].float()
+        scaled = torch.clamp(pixels / 2 + 0.5, 0, 1) * 255
+        return torch.round(scaled).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def open_model(source: Path) -> Model:
+    """Read the configs of a Stable Diffusion 1.x folder; weights are loaded when the graphs are asked for."""
+    unet, text = read_json(source / "unet" / "config.json"), read_json(source / "text_encoder" / "config.json")
+    vae = read_json(source / "vae" / "config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = unet["sample_size"] * factor
+    if unet.get("addition_embed_type") or unet.get("time_cond_proj_dim"):
+        raise SourceError(
+            str(source / "unet"), actual="a UNet with added embeddings", allowed="Stable Diffusion 1.x",
+            remedy="SDXL and LCM are families of their own, not supported yet.",
+        )  # fmt: skip
+    return Model(
+        family="sd", source=source, components=COMPONENTS, guidance_offset=0.0,
+        latents=Latents(channels=unet["in_channels"], factor=factor),
+        limits=Limits(min_px=min(128, side), max_px=2 * side, multiple_px=factor),
+        defaults=Defaults(height=side, width=side, num_inference_steps=20, guidance_scale=7.5, scheduler="dpmpp_2m"),
+        scheduler_config=read_json(source / "scheduler" / "scheduler_config.json"),
+        max_tokens=text["max_position_embeddings"], vocabulary=text["vocab_size"],
+        specs=lambda precision: graphs(source, precision, unet, factor),
+    )  # fmt: skip
+
+
+def graphs(source: Path, precision: Precision, unet: dict[str, Any], factor: int) -> tuple[GraphSpec, ...]:
+    """The five graphs of one precision, in the order they run in."""
+    dtype = TORCH[precision]
+    encoder = load(CLIPTextModel, source / "text_encoder", dtype)
+    encoder.set_attn_implementation("eager")  # the fused one gives LayerNormalization a float input in fp16
+    wire = Wires(NUMPY[precision], unet["in_channels"], factor, unet["cross_attention_dim"])
+    modules: dict[str, nn.Module] = {
+        "conditioning": Conditioning(encoder),
+        "start": Start(dtype),
+        "denoiser": Denoiser(load(UNet2DConditionModel, source / "unet", dtype)),
+        "solver": Solver(dtype),
+        "decoder": Decoder(load(AutoencoderKL, source / "vae", dtype), dtype),
+    }
+    return tuple(wire.spec(name, module.eval(), precision) for name, module in modules.items())
+
+
+def load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One component in eval mode, from safetensors on this disk only. Raises SourceError."""
+    try:
+        named = {"dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **named).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise SourceError(
+            str(folder), actual=f"{type(error).__name__}: {error}", allowed=f"a saved {kind.__name__}",
+            remedy="Save the pipeline again with diffusers' save_pretrained().",
+        ) from error  # fmt: skip
+
+
+class Wires:
+    """The bindings of the family's graphs at one precision; every wire is described once."""
+
+    def __init__(self, model: DType, channels: int, factor: int, width: int) -> None:
+        latent: tuple[Axis, ...] = (channels, f"height/{factor}", f"width/{factor}")
+        entries: dict[str, tuple[DType, tuple[Axis, ...], Lifetime]] = {
+            "input_ids": ("int32", ("rows", "tokens"), "per_row"),
+            "encoder_hidden_states": (model, ("rows", "tokens", width), "per_row"),
+            "table": ("float32", ("samples", ROWS, len(COLUMNS)), "per_sample"),
+            "noise": ("float32", ("samples", "draws", *latent), "per_sample"),
+            "guidance_scale": ("float32", ("samples",), "per_sample"),
+            "cond_row": ("int32", ("samples",), "per_sample"),
+            "uncond_row": ("int32", ("samples",), "per_sample"),
+            "sample_of_row": ("int32", ("rows",), "per_sample"),
+            "latents": ("float32", ("samples", *latent), "carried"),
+            "history": ("float32", ("samples", HISTORY, *latent), "carried"),
+            "row": ("int32", ("samples",), "carried"),
+            "sample": (model, ("rows", *latent), "transient"),
+            "timestep": ("float32", ("rows",), "transient"),
+            "noise_pred": (model, ("rows", *latent), "transient"),
+            "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+        }
+        for name in ("latents", "history", "row"):
+            entries[f"next_{name}"] = entries[name]
+        self.bindings = {
+            name: Binding(name=name, dtype=dtype, shape=shape, lifetime=lifetime)
+            for name, (dtype, shape, lifetime) in entries.items()
+        }
+
+    def spec(self, name: str, module: nn.Module, precision: Precision) -> GraphSpec:
+        """A graph of SIGNATURES with these bindings; start and solver compute in fp32 at every precision."""
+        stage, inputs, outputs = SIGNATURES[name]
+        own: Precision = "fp32" if name in ("start", "solver") else precision
+        carried = {n.removeprefix("next_"): n for n in outputs if n.startswith("next_")}
+        pick = self.bindings.__getitem__
+        return GraphSpec(
+            name=name, stage=stage, module=module, precision=own, carried=carried,
+            inputs=tuple(map(pick, inputs)), outputs=tuple(map(pick, outputs)),
+        )  # fmt: skip
+
+
+SIGNATURES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
+    "conditioning": ("once", ("input_ids",), ("encoder_hidden_states",)),
+    "start": (
+        "once",
+        ("table", "noise", "sample_of_row"),
+        ("latents", "history", "row", "sample", "timestep"),
+    ),
+    "denoiser": ("loop", ("sample", "timestep", "encoder_hidden_states"), ("noise_pred",)),
+    "solver": (
+        "loop",
+        (
+            "noise_pred", "latents", "history", "row", "table", "noise",
+            "guidance_scale", "cond_row", "uncond_row", "sample_of_row",
+        ),
+        ("next_latents", "next_history", "next_row", "sample", "timestep"),
+    ),
+    "decoder": ("final", ("latents",), ("images",)),
+}  # fmt: skip

@@ -1,0 +1,54 @@
+"""Seeded inputs and fp32 torch outputs of every graph: what parity is judged by, at export and on other machines.
+
+Does not know what runs the graphs; export/check.py runs them in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.binding import Array, Binding, Dims
+from export.families import Model
+from export.solver import COLUMNS
+
+Arrays = dict[str, Array]
+
+
+def cases(model: Model) -> dict[str, dict[str, int]]:
+    """The shapes that are recorded: the default, the smallest with mixed rows, and one that is odd in latents."""
+    low, side, step = model.limits.min_px, model.defaults.height, model.latents.factor
+    tokens = {"tokens": model.max_tokens}
+    return {
+        "default": {"rows": 2, "samples": 1, "height": side, "width": model.defaults.width, "draws": 1, **tokens},
+        "small": {"rows": 3, "samples": 2, "height": low, "width": low, "draws": 4, **tokens},
+        "odd": {"rows": 1, "samples": 1, "height": low, "width": low + step, "draws": 2, **tokens},
+    }
+
+
+def seeded_inputs(bindings: Sequence[Binding], dims: Dims, seed: int, vocabulary: int) -> Arrays:
+    """Arrays for a graph's inputs: indices that are valid at dims, standard normal elsewhere."""
+    rng = np.random.default_rng(seed)
+    return {b.name: _values(b, dims, rng, vocabulary).astype(b.dtype) for b in bindings}
+
+
+def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: int) -> Array:
+    shape = binding.resolve(dims)
+    rows, samples = dims["rows"], dims["samples"]
+    limits = {"input_ids": vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples}
+    if binding.name in limits:
+        return rng.integers(0, limits[binding.name], shape)
+    if binding.name == "timestep":
+        return rng.uniform(0, 1000, shape)
+    values = rng.standard_normal(shape)
+    if binding.name == "table":
+        values[..., COLUMNS.index("j")] = rng.integers(0, dims["draws"], shape[:-1])
+    return values
+
+
+def relative_error(actual: Array, expected: Array) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64; infinite where a value is not finite."""
+    difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
+    norm = np.linalg.norm(expected.astype(np.float64))
+    return float(difference / max(norm, 1e-30)) if np.isfinite(difference) else float("inf")
