@@ -1,0 +1,133 @@
+"""PyTorch: the exported modules themselves, from the source folder. The parity reference, and a fallback.
+
+Reaches export/ lazily; nothing of it is imported before this backend is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from engine.binding import Array, Binding, Dims, Graph, Precision
+from engine.bundle import Bundle
+from engine.errors import BackendUnavailable, SourceError
+from runtime.backends.base import BackendOptions, Buffer, Launch
+
+MAX_ROWS = 16
+
+
+class TorchBuffer:
+    """A tensor on the backend's device."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self.tensor.shape)
+
+    def write(self, array: Array) -> None:
+        """Copy an array of the same shape and dtype in."""
+        import torch
+
+        source = torch.from_numpy(array)
+        if source.shape != self.tensor.shape or source.dtype != self.tensor.dtype:
+            raise ValueError(f"{array.dtype} {array.shape} written to a buffer of {self.tensor.dtype} {self.shape}")
+        self.tensor.copy_(source)
+
+    def read(self) -> Array:
+        """A copy on the host."""
+        return cast(Array, self.tensor.cpu().numpy().copy())
+
+
+class PytorchBackend:
+    """Modules by graph name."""
+
+    name = "pytorch"
+    max_rows = MAX_ROWS
+
+    def __init__(self, torch: Any, modules: dict[str, Any], device: str, precision: Precision) -> None:
+        self.device, self.precision = device, precision
+        self._torch, self._modules = torch, modules
+
+    def allocate(self, binding: Binding, dims: Dims) -> TorchBuffer:
+        """A zeroed tensor on the device."""
+        dtype = getattr(self._torch, binding.dtype)
+        return TorchBuffer(self._torch.zeros(binding.resolve(dims), dtype=dtype, device=self.device))
+
+    def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:
+        """A launch of the module on these tensors."""
+        module, torch = self._modules[graph.name], self._torch
+        inputs = [cast(TorchBuffer, buffers[binding.name]).tensor for binding in graph.inputs]
+        outputs = [cast(TorchBuffer, buffers[binding.name]).tensor for binding in graph.outputs]
+
+        def launch() -> None:
+            with torch.inference_mode():
+                results = module(*inputs)
+                for target, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
+                    target.copy_(result)
+
+        return launch
+
+    def mark(self) -> Callable[[], None]:
+        """An event on the GPU; nothing to wait for on the CPU."""
+        if not self.device.startswith("cuda"):
+            return _done
+        event = self._torch.cuda.Event()
+        event.record()
+        return cast(Callable[[], None], event.synchronize)
+
+    def close(self) -> None:
+        """Drop the modules, and hand cached GPU memory back."""
+        self._modules.clear()
+        if self.device.startswith("cuda"):
+            self._torch.cuda.empty_cache()
+
+
+def _done() -> None:
+    """The event of work that is already done."""
+
+
+def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> PytorchBackend:
+    """The source model's modules, once the source's hash is that of bundle.json. Raises BackendUnavailable."""
+    try:
+        import torch
+
+        from export.families import open_model
+        from export.source import source_sha256
+    except ImportError as error:
+        raise BackendUnavailable(
+            "backend pytorch", actual=f"not importable ({error})", allowed="torch, diffusers and transformers",
+            remedy="pip install 'zturbo[export]'.",
+        ) from error  # fmt: skip
+    source = (folder / bundle.source.path).resolve()
+    try:
+        model = open_model(source)
+        found = source_sha256(source, model.components)
+    except (SourceError, OSError) as error:
+        raise _no_source(source, f"unreadable ({error})", "the folder that was exported") from error
+    if found != bundle.source.sha256:
+        raise _no_source(source, f"sha256 {found[:12]}…", f"{bundle.source.sha256[:12]}…")
+    device = _device(torch, options)
+    precision: Precision = options.precision or ("fp16" if device.startswith("cuda") else "fp32")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    modules = {spec.name: spec.module.to(device) for spec in model.specs(precision)}
+    return PytorchBackend(torch, modules, device, precision)
+
+
+def _device(torch: Any, options: BackendOptions) -> str:
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "backend pytorch", actual=f"device '{device}' without a usable GPU", allowed="cpu", remedy="Pass --device cpu."
+        )
+    return device
+
+
+def _no_source(source: Path, actual: str, allowed: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"backend pytorch, source {source}", actual=actual, allowed=allowed, remedy="Export that source again."
+    )

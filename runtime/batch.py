@@ -1,0 +1,108 @@
+"""Requests → samples → batches, and the arrays that the host feeds to a batch's graphs.
+
+A guided sample owns two denoiser rows (prompt, negative prompt), an unguided one owns one. Knows no backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.binding import Array
+from runtime.noise import draws
+from runtime.tables import Table, Tables
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One picture to paint: a request's image `image`, with every default filled in.
+
+    guidance_scale: as the solver takes it. initial: (C, H/8, W/8), noise: (draws, C, H/8, W/8), or None for the seed's.
+    """
+
+    prompt: str
+    negative_prompt: str
+    table: Table
+    guidance_scale: float
+    guided: bool
+    seed: int
+    image: int
+    initial: Float32Array | None
+    noise: Float32Array | None
+
+    @property
+    def rows(self) -> int:
+        """Denoiser rows it takes."""
+        return 2 if self.guided else 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Samples of one size that are painted together. latent_shape: (C, H/8, W/8). height, width: pixels."""
+
+    samples: tuple[Sample, ...]
+    latent_shape: tuple[int, int, int]
+    height: int
+    width: int
+    tokens: int
+
+    @property
+    def evaluations(self) -> int:
+        """The loop's length: that of the sample which needs most."""
+        return max(sample.table.evaluations for sample in self.samples)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The value of each symbolic axis."""
+        return {
+            "samples": len(self.samples), "rows": sum(sample.rows for sample in self.samples),
+            "height": self.height, "width": self.width, "tokens": self.tokens,
+            "draws": max(sample.table.draws for sample in self.samples),
+        }  # fmt: skip
+
+    def texts(self) -> list[str]:
+        """One text per denoiser row: each sample's prompt, then its negative prompt where it is guided."""
+        return [t for s in self.samples for t in ((s.prompt, s.negative_prompt) if s.guided else (s.prompt,))]
+
+    def host_inputs(self, tables: Tables, input_ids: NDArray[np.int32]) -> dict[str, Array]:
+        """Every array the host feeds, by wire name (engine.bundle.HOST_INPUTS)."""
+        first = np.cumsum([0, *(sample.rows for sample in self.samples)])[:-1].astype(np.int32)
+        rows = np.array([sample.rows for sample in self.samples], np.int32)
+        return {
+            "input_ids": input_ids,
+            "table": tables.padded([sample.table for sample in self.samples]),
+            "noise": self._noise(),
+            "guidance_scale": np.array([sample.guidance_scale for sample in self.samples], np.float32),
+            "cond_row": first,
+            "uncond_row": first + rows - 1,
+            "sample_of_row": np.repeat(np.arange(len(rows), dtype=np.int32), rows),
+        }
+
+    def _noise(self) -> Float32Array:
+        """(samples, draws, C, H/8, W/8): draw 0 is the initial noise; draws a sample does not use stay zero."""
+        bank = np.zeros((len(self.samples), self.dims["draws"], *self.latent_shape), np.float32)
+        for k, sample in enumerate(self.samples):
+            count = sample.table.draws
+            bank[k, :count] = draws(sample.seed, sample.image, count, self.latent_shape)
+            if sample.initial is not None:
+                bank[k, 0] = sample.initial
+            if sample.noise is not None:
+                bank[k, 1:count] = sample.noise[: count - 1]
+        return bank
+
+
+def split(samples: Sequence[Sample], max_rows: int) -> Iterator[tuple[Sample, ...]]:
+    """Consecutive groups of samples whose rows do not exceed max_rows; a sample is never cut in two."""
+    group: list[Sample] = []
+    for sample in samples:
+        if group and sum(s.rows for s in group) + sample.rows > max_rows:
+            yield tuple(group)
+            group = []
+        group.append(sample)
+    if group:
+        yield tuple(group)

@@ -1,0 +1,75 @@
+"""The wiring of one shape: one buffer per wire, and every graph bound to them.
+
+An output feeds every later input of its name, so a wire is a buffer. Carried wires are pairs (`latents`,
+`next_latents`) that change places after each step: the loop is bound twice, and no copy is made. Knows no graph by name.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+from engine.binding import Array, Dims, Graph, Stage
+from runtime.backends.base import Backend, Buffer, Launch
+
+MAX_WIRINGS = 4
+"""Shapes whose buffers stay allocated; the least recently used goes first."""
+
+
+class Wiring:
+    """Buffers and launches of one set of dims."""
+
+    def __init__(self, backend: Backend, graphs: Sequence[Graph], dims: Dims) -> None:
+        bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
+        self.buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
+        carried = {name: after for graph in graphs for name, after in graph.carried.items()}
+        swapped = {**self.buffers}
+        for name, after in carried.items():
+            swapped[name], swapped[after] = self.buffers[after], self.buffers[name]
+        self._turns = (self.buffers, swapped)
+        self._launches = {
+            stage: tuple(_bind(backend, graphs, stage, turn, dims) for turn in self._turns)
+            for stage in ("once", "loop", "final")
+        }
+
+    def write(self, arrays: Mapping[str, Array]) -> None:
+        """Copy the host's arrays in; every wire that no graph makes must be among them."""
+        for name, array in arrays.items():
+            self.buffers[name].write(array)
+
+    def launch(self, stage: Stage, turn: int = 0) -> None:
+        """Launch a stage's graphs in order. turn: how often the carried pairs have changed places."""
+        for launch in self._launches[stage][turn % 2]:
+            launch()
+
+    def read(self, name: str, turn: int = 0) -> Array:
+        """A wire's value on the host after `turn` steps."""
+        return self._turns[turn % 2][name].read()
+
+
+def _bind(
+    backend: Backend, graphs: Sequence[Graph], stage: Stage, buffers: Mapping[str, Buffer], dims: Dims
+) -> list[Launch]:
+    return [backend.bind(graph, buffers, dims) for graph in graphs if graph.stage == stage]
+
+
+class Wirings:
+    """The wirings in use, at most MAX_WIRINGS of them."""
+
+    def __init__(self, make: Callable[[Dims], Wiring]) -> None:
+        self._make = make
+        self._kept: OrderedDict[tuple[tuple[str, int], ...], Wiring] = OrderedDict()
+
+    def get(self, dims: Dims) -> Wiring:
+        """The wiring of these dims, made where there is none."""
+        key = tuple(sorted(dims.items()))
+        if key not in self._kept:
+            while len(self._kept) >= MAX_WIRINGS:
+                self._kept.popitem(last=False)
+            self._kept[key] = self._make(dims)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Drop every wiring."""
+        self._kept.clear()

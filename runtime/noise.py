@@ -1,0 +1,14 @@
+"""The noise of a batch: Philox on the host, so that every backend and batch position gets the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32Array = NDArray[np.float32]
+
+
+def draws(seed: int, image: int, count: int, shape: tuple[int, ...]) -> Float32Array:
+    """(count, *shape) standard normal float32, a function of (seed, image) alone; draw 0 is the initial noise."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, image], np.uint64)))
+    return generator.standard_normal((count, *shape), np.float32)

@@ -1,0 +1,165 @@
+"""From a request to pictures: the readable spine. Names no model family, no scheduler and no vendor."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from engine.binding import Array, Dims, Precision
+from engine.bundle import Bundle, load_bundle
+from engine.errors import OptionInvalid
+from runtime.backends import Verdict, open_backend
+from runtime.backends.base import Backend, BackendOptions
+from runtime.batch import Batch, Sample, split
+from runtime.denoise import Step, denoise
+from runtime.images import Result
+from runtime.memory import Wiring, Wirings
+from runtime.request import Request
+from runtime.resolve import Resolved, resolve
+from runtime.tables import Tables
+from runtime.text import Tokenizer
+
+OnStep = Callable[[Step], None]
+STAGES = ("conditioning", "loop", "decode", "total")
+
+
+class Pipeline:
+    """A bundle on a backend. One thread generates at a time; others wait. Use `with`, or call close()."""
+
+    def __init__(self, folder: Path, bundle: Bundle, backend: Backend, verdicts: Sequence[Verdict] = ()) -> None:
+        self.folder, self.bundle, self.backend, self.verdicts = folder, bundle, backend, tuple(verdicts)
+        self._tokenizer, self._tables = Tokenizer(folder, bundle), Tables(folder, bundle)
+        self._wirings = Wirings(self._wire)
+        self._lock, self._closed = threading.Lock(), False
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        backend: str = "auto",
+        *,
+        precision: Precision | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> Pipeline:
+        """Open a bundle. backend: `auto` takes the first that can run here; `verdicts` says why not the ones before.
+
+        precision: `fp32` or `fp16`; device: the backend's word for it; threads: CPU threads inside a graph.
+        Raises BundleError, OptionInvalid or BackendUnavailable.
+        """
+        folder = Path(folder)
+        bundle = load_bundle(folder)
+        if precision is not None:
+            bundle.graphs(precision)
+        if threads is not None and threads < 1:
+            raise OptionInvalid("threads", actual=str(threads), allowed="1 or more", remedy="Leave it out for all cores.")
+        options = BackendOptions(precision=precision, device=device, threads=threads)
+        opened, verdicts = open_backend(backend, folder, bundle, options)
+        try:
+            return cls(folder, bundle, opened, verdicts)
+        except BaseException:
+            opened.close()
+            raise
+
+    def generate(self, request: Request, on_step: OnStep | None = None) -> Result:
+        """Paint one request. on_step is called once a step is launched; what it raises ends the request.
+
+        Raises RequestInvalid, ShapeOutsideProfile or ExecutionFailed.
+        """
+        return self.generate_many([request], on_step)[0]
+
+    def generate_many(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Result]:
+        """Paint requests of one size together; guided and unguided, schedulers and step counts may differ.
+
+        Each picture is the one its request gives alone, up to rounding. Raises as generate does.
+        """
+        resolved = resolve(requests, self.bundle, self._tables)
+        with self._lock:
+            self._check_open()
+            seconds = dict.fromkeys(STAGES, 0.0)
+            samples = [sample for one in resolved for sample in one.samples]
+            pictures = [image for batch in self._batches(samples, resolved[0]) for image in self._paint(batch, seconds, on_step)]
+        return self._results(resolved, pictures, seconds)
+
+    def _paint(self, batch: Batch, seconds: dict[str, float], on_step: OnStep | None) -> Array:
+        """One batch from prompts to pixels: (samples, H, W, 3) uint8. Adds each stage's wall time to seconds."""
+        clock = Clock(seconds)
+        wiring = self._wirings.get(batch.dims)
+        wiring.write(batch.host_inputs(self._tables, self._tokenizer.encode(batch.texts())))
+        wiring.launch("once")
+        self.backend.mark()()
+        clock.lap("conditioning")
+        for step in denoise(self.backend, wiring, batch.evaluations):
+            if on_step is not None:
+                on_step(step)
+        clock.lap("loop")
+        wiring.launch("final", batch.evaluations)
+        images = wiring.read("images", batch.evaluations)
+        clock.lap("decode")
+        clock.total()
+        return images
+
+    def _batches(self, samples: Sequence[Sample], first: Resolved) -> Iterator[Batch]:
+        for group in split(samples, self.backend.max_rows):
+            yield Batch(group, first.latent_shape, first.height, first.width, self._tokenizer.max_tokens)
+
+    def _wire(self, dims: Dims) -> Wiring:
+        return Wiring(self.backend, self.bundle.graphs(self.backend.precision), dims)
+
+    def _results(self, resolved: Sequence[Resolved], pictures: Sequence[Array], seconds: dict[str, float]) -> list[Result]:
+        results, start = [], 0
+        for one in resolved:
+            count = len(one.samples)
+            arrays = np.stack(pictures[start : start + count])
+            results.append(Result(arrays, dict(seconds), {**one.metadata(self._tokenizer), **self._made_by()}))
+            start += count
+        return results
+
+    def _made_by(self) -> dict[str, Any]:
+        names = {"backend": self.backend.name, "device": self.backend.device, "precision": self.backend.precision}
+        return {"bundle": self.bundle.name, "bundle_sha256": self.bundle.sha256, **names}
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OptionInvalid(
+                f"pipeline '{self.bundle.name}'", actual="closed", allowed="an open pipeline", remedy="Load it again."
+            )
+
+    def close(self) -> None:
+        """Free what the backend holds; a second call does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._wirings.clear()
+                self._tables.close()
+                self.backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Clock:
+    """Adds wall seconds to named stages."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.begun = seconds, time.perf_counter()
+        self.last = self.begun
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap belongs to this stage."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
+
+    def total(self) -> None:
+        """The time since the clock was made belongs to `total`."""
+        self.seconds["total"] += time.perf_counter() - self.begun

@@ -1,0 +1,109 @@
+"""What a caller asks: one frozen Request, validated once where it is made.
+
+Knows the limits that hold for every model; those of one bundle are the pipeline's to check.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import RequestInvalid
+
+MAX_PROMPT_CHARACTERS = 4000
+MAX_IMAGES = 16
+MAX_STEPS = 100
+MAX_GUIDANCE = 50.0
+MAX_SEED = 2**63 - 1
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """One prompt and how to paint it; names and meanings are diffusers'. None takes the bundle's default.
+
+    prompt: 1 to 4000 characters. negative_prompt: up to 4000; only a guided request (guidance_scale > 1) uses it.
+    height, width: pixels. seed: 0 to 2⁶³ − 1; image i's noise depends on (seed, i) alone.
+    latents: (num_images, C, H/8, W/8), float32, standard normal, the initial noise instead of the seed's.
+    noise: (num_images, draws, C, H/8, W/8), float32, what the scheduler's steps draw, instead of the seed's.
+    Raises RequestInvalid.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    seed: int = 0
+    num_images: int = 1
+    latents: Float32Array | None = None
+    noise: Float32Array | None = None
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt, minimum=1)
+        _check_text("negative_prompt", self.negative_prompt, minimum=0)
+        for name in ("height", "width"):
+            _check_integer(name, getattr(self, name), 1, 1 << 16, optional=True)
+        _check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS, optional=True)
+        _check_integer("seed", self.seed, 0, MAX_SEED)
+        _check_integer("num_images", self.num_images, 1, MAX_IMAGES)
+        _check_guidance(self.guidance_scale)
+        if self.scheduler is not None and not isinstance(self.scheduler, str):
+            raise _invalid("scheduler", repr(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`.")
+        for name in ("latents", "noise"):
+            _check_array(name, getattr(self, name))
+
+    def metadata(self) -> dict[str, Any]:
+        """The request as JSON types; arrays are named by their shapes."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: list(v.shape) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+
+
+def _check_text(name: str, value: object, *, minimum: int) -> None:
+    allowed = f"text of {minimum} to {MAX_PROMPT_CHARACTERS} characters"
+    if not isinstance(value, str):
+        raise _invalid(name, f"{type(value).__name__}", allowed, "Pass a str.")
+    if not minimum <= len(value) <= MAX_PROMPT_CHARACTERS:
+        raise _invalid(name, f"{len(value)} characters", allowed, "Shorten it, or write one.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _invalid(name, "text that is not UTF-8", allowed, "Decode it before passing it.") from error
+
+
+def _check_integer(name: str, value: object, low: int, high: int, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:  # type: ignore[operator]
+        raise _invalid(name, repr(value), f"an integer from {low} to {high}", "Pass a value in that range.")
+
+
+def _check_guidance(value: object) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[arg-type,operator]
+        allowed = f"a finite number from 0 to {MAX_GUIDANCE:g}"
+        raise _invalid("guidance_scale", repr(value), allowed, "1 or less turns guidance off.")
+
+
+def _check_array(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
+        raise _invalid(name, kind, "a float32 numpy array", "Convert it with `.astype(np.float32)`.")
+    if not np.isfinite(value).all():
+        raise _invalid(name, "an array with NaN or infinity", "finite values", "Check where it was made.")
+
+
+def _invalid(field: str, actual: str, allowed: str, remedy: str) -> RequestInvalid:
+    return RequestInvalid(f"request, {field}", actual=actual, allowed=allowed, remedy=remedy)
