@@ -8,81 +8,79 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from engine.binding import SYMBOLS, Binding, Graph, Precision
+from engine.binding import Graph, Precision
 from engine.errors import BundleDamaged, BundleInvalid, BundleMissing, BundleVersion, OptionInvalid
+from engine.wiring import host_wires, wiring_problem
 
 VERSION = 1
 FILE = "bundle.json"
-HOST_INPUTS = (
-    "input_ids", "table", "noise", "guidance_scale", "cond_row", "uncond_row", "sample_of_row",
-)  # fmt: skip
-"""The wires that the host writes; every other input must be some graph's output."""
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of the schema: frozen, and an unknown key is an error."""
 
 
-class FileEntry(Struct):
+class FileEntry(Struct, frozen=True):
     """Size in bytes and sha256 of one file."""
 
     size_bytes: int
     sha256: str
 
 
-class Source(Struct):
+class Source(Struct, frozen=True):
     """The model that was exported: its folder relative to the bundle, and the hash of its files."""
 
     path: str
     sha256: str
 
 
-class Latents(Struct):
+class Latents(Struct, frozen=True):
     """Channels of the latents, and how many pixels one of them spans along each side."""
 
-    channels: int
-    factor: int
+    channels: Count
+    factor: Count
 
 
-class Limits(Struct):
+class Limits(Struct, frozen=True):
     """Sizes in pixels that the model was made for: height and width from min_px to max_px in steps of multiple_px."""
 
-    min_px: int
-    max_px: int
-    multiple_px: int
+    min_px: Count
+    max_px: Count
+    multiple_px: Count
 
 
-class Defaults(Struct):
+class Defaults(Struct, frozen=True):
     """What a request gets where it names nothing."""
 
-    height: int
-    width: int
-    num_inference_steps: int
+    height: Count
+    width: Count
+    num_inference_steps: Count
     guidance_scale: float
     scheduler: str
 
 
-class Tokenizer(Struct):
+class Tokenizer(Struct, frozen=True):
     """A `tokenizers` file that pads and truncates to max_tokens by itself."""
 
     file: str
-    max_tokens: int
+    max_tokens: Count
 
 
-class SchedulerEntry(Struct):
+class SchedulerEntry(Struct, frozen=True):
     """One scheduler in the tables: the diffusers class and settings it was probed from, and its range of steps."""
 
     class_name: str
     settings: dict[str, Any]
-    min_steps: int
-    max_steps: int
+    min_steps: Count
+    max_steps: Count
 
 
-class Tables(Struct):
+class Tables(Struct, frozen=True):
     """The solver tables: an .npz with one array `<scheduler>/<steps>` of (evaluations + 1, columns), float32.
 
     Row 0 starts the loop; row i replays model evaluation i. A batch's table is padded to `rows`.
@@ -90,12 +88,12 @@ class Tables(Struct):
     """
 
     file: str
-    rows: int
+    rows: Count
     columns: tuple[str, ...]
     schedulers: dict[str, SchedulerEntry]
 
 
-class ReferenceCase(Struct):
+class ReferenceCase(Struct, frozen=True):
     """One recorded case of reference.npz: keys `<case>/<graph>/<binding>`.
 
     fp16_error: {graph: {output: ‖fp16 − fp32‖ / ‖fp32‖}}, what torch's own fp16 loses at this case.
@@ -106,14 +104,14 @@ class ReferenceCase(Struct):
     fp16_error: dict[str, dict[str, float]]
 
 
-class Reference(Struct):
+class Reference(Struct, frozen=True):
     """Seeded inputs and fp32 torch outputs of every graph, for the parity gate."""
 
     file: str
     cases: tuple[ReferenceCase, ...]
 
 
-class Bundle(Struct):
+class Bundle(Struct, frozen=True):
     """The whole of bundle.json.
 
     variants: the graphs by precision, each in the order they run in.
@@ -178,7 +176,7 @@ def decode_bundle(raw: bytes, path: Path) -> Bundle:
         raise _invalid(path, str(error)) from error
     if bundle.sha256 != body_sha256(bundle):
         raise _invalid(path, "a body that does not match its own sha256 (edited by hand?)")
-    if problem := wiring_problem(bundle):
+    if problem := bundle_problem(bundle):
         raise _invalid(path, problem)
     return bundle
 
@@ -206,21 +204,25 @@ def body_sha256(struct: Any) -> str:
 def check_size(folder: Path, name: str, entry: FileEntry) -> None:
     """Raise BundleDamaged where a file is missing, lies outside the folder, or has another size."""
     path = folder / name
-    inside = path.resolve().is_relative_to(folder.resolve())
-    actual = path.stat().st_size if inside and path.is_file() else None
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+        actual = path.stat().st_size if inside and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a name too long, with a NUL, or of links in a circle
+        actual = None
     if actual != entry.size_bytes:
         found = "no such file in the bundle" if actual is None else f"{actual} bytes"
-        raise BundleDamaged(str(path), actual=found, allowed=f"{entry.size_bytes} bytes", remedy=_reexport(folder / FILE))
+        raise _damaged(path, found, f"{entry.size_bytes} bytes", folder)
 
 
 def verified_path(folder: Path, bundle: Bundle, name: str) -> Path:
     """The path of one of the bundle's files, once its hash was compared. Raises BundleDamaged."""
     path, entry = folder / name, bundle.files[name]
-    actual = file_sha256(path)
+    try:
+        actual = file_sha256(path)
+    except OSError as error:
+        raise _damaged(path, f"unreadable ({error.strerror})", "the file that export wrote", folder) from error
     if actual != entry.sha256:
-        raise BundleDamaged(
-            str(path), actual=f"sha256 {actual[:12]}…", allowed=f"{entry.sha256[:12]}…", remedy=_reexport(folder / FILE)
-        )
+        raise _damaged(path, f"sha256 {actual[:12]}…", f"{entry.sha256[:12]}…", folder)
     return path
 
 
@@ -238,55 +240,32 @@ def _digest(stream: Any) -> str:
     return digest.hexdigest()
 
 
-def wiring_problem(bundle: Bundle) -> str | None:
-    """What is wrong with how the graphs feed each other, or None. Every file named must be listed in `files`."""
+def bundle_problem(bundle: Bundle) -> str | None:
+    """What in a bundle does not fit together though each value is allowed, or None."""
     named = [bundle.tokenizer.file, bundle.tables.file, bundle.reference.file]
-    for graphs in bundle.variants.values():
-        named += [graph.file for graph in graphs]
-        if problem := _graphs_problem(graphs):
-            return problem
-    missing = [name for name in named if name not in bundle.files]
-    return f"file {missing[0]!r} is used but not listed in `files`" if missing else None
-
-
-def _graphs_problem(graphs: tuple[Graph, ...]) -> str | None:
-    wires: dict[str, Binding] = {}
-    for graph in graphs:
-        for binding in graph.inputs:
-            carried = binding.name in wires or binding.name in HOST_INPUTS
-            if not carried:
-                return f"graph {graph.name!r}: nothing feeds its input {binding.name!r}"
-            if problem := _binding_problem(graph, binding, wires.get(binding.name)):
-                return problem
-        for binding in graph.outputs:
-            if problem := _binding_problem(graph, binding, wires.get(binding.name)):
-                return problem
-        wires |= {binding.name: binding for binding in graph.bindings}
-        if problem := _carried_problem(graph, wires):
-            return problem
-    return None
-
-
-def _carried_problem(graph: Graph, wires: dict[str, Binding]) -> str | None:
-    for source, target in graph.carried.items():
-        a, b = wires.get(source), wires.get(target)
-        if a is None or b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
-            return f"graph {graph.name!r}: carried pair {source!r} → {target!r} does not match"
-    return None
-
-
-def _binding_problem(graph: Graph, binding: Binding, wire: Binding | None) -> str | None:
-    symbols = [axis.partition("/")[0] for axis in binding.shape if isinstance(axis, str)]
-    unknown = [symbol for symbol in symbols if symbol not in SYMBOLS]
-    if unknown:
-        return f"graph {graph.name!r}, binding {binding.name!r}: unknown axis {unknown[0]!r}"
-    if wire is not None and (wire.dtype, len(wire.shape)) != (binding.dtype, len(binding.shape)):
-        return f"graph {graph.name!r}, binding {binding.name!r}: {binding.dtype} {binding.shape}, fed {wire.dtype} {wire.shape}"
-    return None
+    named += [graph.file for graphs in bundle.variants.values() for graph in graphs]
+    if missing := [name for name in named if name not in bundle.files]:
+        return f"file {missing[0]!r} is used but not listed in `files`"
+    latents, tables, limits, defaults = bundle.latents, bundle.tables, bundle.limits, bundle.defaults
+    if defaults.scheduler not in tables.schedulers:
+        return f"default scheduler {defaults.scheduler!r} without tables"
+    if limits.multiple_px % latents.factor:
+        return f"sizes in multiples of {limits.multiple_px} px, which latents of factor {latents.factor} do not divide"
+    if any(
+        not limits.min_px <= px <= limits.max_px or px % limits.multiple_px for px in (defaults.height, defaults.width)
+    ):
+        return f"a default size of {defaults.width}x{defaults.height} outside its own limits"
+    host = host_wires(latents.channels, latents.factor, tables.rows, len(tables.columns))
+    problems = [wiring_problem(graphs, host) for graphs in bundle.variants.values()]
+    return next((problem for problem in problems if problem), None) if problems else "no graphs"
 
 
 def _invalid(path: Path, problem: str) -> BundleInvalid:
     return BundleInvalid(str(path), actual=problem, allowed="what export wrote", remedy=_reexport(path))
+
+
+def _damaged(path: Path, actual: str, allowed: str, folder: Path) -> BundleDamaged:
+    return BundleDamaged(str(path), actual=actual, allowed=allowed, remedy=_reexport(folder / FILE))
 
 
 def _reexport(path: Path) -> str:

@@ -14,8 +14,19 @@ import numpy as np
 
 from engine.binding import Precision
 from engine.bundle import (
-    FILE, VERSION, Bundle, FileEntry, Reference, ReferenceCase, SchedulerEntry, Source, Tables, Tokenizer,
-    encode_bundle, file_sha256, sealed,
+    FILE,
+    VERSION,
+    Bundle,
+    FileEntry,
+    Reference,
+    ReferenceCase,
+    SchedulerEntry,
+    Source,
+    Tables,
+    Tokenizer,
+    encode_bundle,
+    file_sha256,
+    sealed,
 )  # fmt: skip
 from engine.errors import OptionInvalid
 from export import reference

@@ -37,8 +37,8 @@ def placed_folder(target: Path) -> Iterator[Path]:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise OutputError(
-            str(target), actual=f"{type(error).__name__}: {error.strerror or error}", allowed="a folder that can be written",
-            remedy="Choose another place with --out.",
+            str(target), actual=f"{type(error).__name__}: {error.strerror or error}",
+            allowed="a folder that can be written", remedy="Choose another place with --out.",
         ) from error  # fmt: skip
 
 

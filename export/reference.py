@@ -50,5 +50,5 @@ def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: 
 def relative_error(actual: Array, expected: Array) -> float:
     """‖actual − expected‖ / ‖expected‖ in float64; infinite where a value is not finite."""
     difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
-    norm = np.linalg.norm(expected.astype(np.float64))
-    return float(difference / max(norm, 1e-30)) if np.isfinite(difference) else float("inf")
+    norm = max(float(np.linalg.norm(expected.astype(np.float64))), 1e-30)
+    return float(difference) / norm if np.isfinite(difference) else float("inf")

@@ -29,6 +29,7 @@ HISTORY = 4
 MAX_STEPS = 100
 ROWS = 200  # the start row, and up to 199 evaluations: what Heun needs for 100 steps
 RESIDUAL = 2e-6  # schedulers compute in float32; a row that explains less is not linear in this form
+UNUSED = 1e-9  # less of a unit of noise than this is rounding
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -63,7 +64,6 @@ class Probe:
     scales: Vector
     timesteps: Vector
     init_noise_sigma: float
-    draws: tuple[int, ...]
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
@@ -79,6 +79,14 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     return getattr(diffusers, class_name).from_config({**plain, **settings})
 
 
+def own_name(config: Mapping[str, Any]) -> str | None:
+    """Our name of the scheduler that a model's scheduler_config describes; None where we have no tables for it."""
+    for name, (class_name, settings) in reversed(SCHEDULERS.items()):
+        if config.get("_class_name") == class_name and all(config.get(k, v) == v for k, v in settings.items()):
+            return name
+    return None
+
+
 def probe(scheduler: Any, steps: int) -> Probe:
     """Run the scheduler's own loop once over `steps` steps with unit vectors as sample, outputs and noise."""
     scheduler.set_timesteps(steps)
@@ -87,15 +95,14 @@ def probe(scheduler: Any, steps: int) -> Probe:
     timesteps = scheduler.timesteps
     count = len(timesteps)
     units = torch.eye(1 + 2 * count, dtype=torch.float64)[:, None, None, None, :]
-    x, j, draws = units[0], 0, []
+    x, j = units[0], 0
     states, memory, scales = [_vector(x)], [], []
 
     def noise() -> torch.Tensor:
-        draws.append(j)
         return units[1 + count + j]
 
     with replaced_noise(scheduler, noise):
-        for j, t in enumerate(timesteps):  # noqa: B007 - noise() reads j
+        for j, t in enumerate(timesteps):
             model_input = scheduler.scale_model_input(x, t)
             peak = x.abs().argmax()
             scales.append(float(model_input.flatten()[peak] / x.flatten()[peak]))
@@ -104,7 +111,7 @@ def probe(scheduler: Any, steps: int) -> Probe:
             states.append(_vector(x))
     return Probe(
         np.stack(states), np.stack(memory), np.array(scales), timesteps.double().numpy(),
-        float(scheduler.init_noise_sigma), tuple(draws),
+        float(scheduler.init_noise_sigma),
     )  # fmt: skip
 
 
@@ -126,8 +133,8 @@ def table(name: str, scheduler: Any, steps: int) -> Table:
             raise _unsupported(name, f"step {j} of {steps} does not fit the row", "Choose another scheduler.")
         for column, value in coefficients.items():
             rows[j + 1, at[column]] = value
-        if j in run.draws:
-            rows[j + 1, at["j"]] = 1 + run.draws.index(j)
+    noisy = 1 + np.flatnonzero(rows[1:, at["c"]])
+    rows[noisy, at["j"]] = 1 + np.arange(len(noisy))
     return rows.astype(np.float32)
 
 
@@ -143,7 +150,8 @@ def _row(run: Probe, j: int, count: int) -> dict[str, float] | None:
         solution = np.linalg.lstsq(basis, target, rcond=None)[0]
         if np.abs(basis @ solution - target).max() <= RESIDUAL * np.abs(target).max():
             a, c, *b = solution.tolist()
-            return {"p": p, "q": q, "a": a, "c": c if j in run.draws else 0.0} | {f"b{k}": v for k, v in enumerate(b)}
+            c = c if abs(c) > UNUSED else 0.0  # euler_ancestral draws in its last step too, and takes none of it
+            return {"p": p, "q": q, "a": a, "c": c} | {f"b{k}": v for k, v in enumerate(b)}
     return None
 
 

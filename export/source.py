@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import file_sha256
+import msgspec
+
+from engine.bundle import Defaults, file_sha256
 from engine.errors import SourceError
 
 INDEX = "model_index.json"
+DEFAULTS = "generation_config.json"
+"""Optional, beside model_index.json: what a request gets where it names nothing. The keys are those of Defaults."""
 PARTS = (".json", ".safetensors", ".txt", ".model")
 
 
@@ -41,9 +45,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_defaults(folder: Path, fallback: Defaults) -> Defaults:
+    """The fallback with what generation_config.json says instead. Raises SourceError for unknown keys or types."""
+    path = folder / DEFAULTS
+    if not path.exists():
+        return fallback
+    try:
+        return msgspec.convert({**msgspec.to_builtins(fallback), **read_json(path)}, Defaults)
+    except msgspec.ValidationError as error:
+        raise SourceError(
+            str(path), actual=str(error), allowed=", ".join(msgspec.to_builtins(fallback)),
+            remedy="Correct it, or remove it to get the family's defaults.",
+        ) from error  # fmt: skip
+
+
 def source_sha256(folder: Path, components: tuple[str, ...]) -> str:
     """One hash over the names and hashes of the index and of the components' files, in a fixed order."""
-    files = [folder / INDEX]
+    files = [path for path in (folder / INDEX, folder / DEFAULTS) if path.exists()]
     for component in components:
         files += sorted(path for path in (folder / component).iterdir() if path.suffix in PARTS)
     digest = hashlib.sha256()

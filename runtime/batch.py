@@ -70,7 +70,7 @@ class Batch:
         return [t for s in self.samples for t in ((s.prompt, s.negative_prompt) if s.guided else (s.prompt,))]
 
     def host_inputs(self, tables: Tables, input_ids: NDArray[np.int32]) -> dict[str, Array]:
-        """Every array the host feeds, by wire name (engine.bundle.HOST_INPUTS)."""
+        """Every array the host feeds, by wire name (engine.wiring.host_wires)."""
         first = np.cumsum([0, *(sample.rows for sample in self.samples)])[:-1].astype(np.int32)
         rows = np.array([sample.rows for sample in self.samples], np.int32)
         return {

@@ -55,18 +55,19 @@ def save_png(image: Image.Image, path: Path, metadata: dict[str, Any] | None = N
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".partial", dir=path.parent)
+        partial = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
                 image.save(stream, format="PNG", pnginfo=text)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+            partial.chmod(0o644)
+            partial.replace(path)
         except BaseException:
-            os.unlink(name)
+            partial.unlink()
             raise
     except OSError as error:
         raise OutputError(
-            str(path), actual=f"{type(error).__name__}: {error.strerror or error}", allowed="a place that can be written",
-            remedy="Choose another folder with --out.",
+            str(path), actual=f"{type(error).__name__}: {error.strerror or error}",
+            allowed="a place that can be written", remedy="Choose another folder with --out.",
         ) from error  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The wiring of one shape: one buffer per wire, and every graph bound to them.
 
 An output feeds every later input of its name, so a wire is a buffer. Carried wires are pairs (`latents`,
-`next_latents`) that change places after each step: the loop is bound twice, and no copy is made. Knows no graph by name.
+`next_latents`) that change places after each step: the loop is bound twice, and no copy is made.
+Knows no graph by name.
 """
 
 from __future__ import annotations

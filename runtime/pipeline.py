@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.binding import Array, Dims, Precision
+from engine.binding import Dims, Precision
 from engine.bundle import Bundle, load_bundle
 from engine.errors import OptionInvalid
 from runtime.backends import Verdict, open_backend
@@ -25,6 +26,7 @@ from runtime.resolve import Resolved, resolve
 from runtime.tables import Tables
 from runtime.text import Tokenizer
 
+Pixels = NDArray[np.uint8]
 OnStep = Callable[[Step], None]
 STAGES = ("conditioning", "loop", "decode", "total")
 
@@ -58,7 +60,9 @@ class Pipeline:
         if precision is not None:
             bundle.graphs(precision)
         if threads is not None and threads < 1:
-            raise OptionInvalid("threads", actual=str(threads), allowed="1 or more", remedy="Leave it out for all cores.")
+            raise OptionInvalid(
+                "threads", actual=str(threads), allowed="1 or more", remedy="Leave it out for all cores."
+            )
         options = BackendOptions(precision=precision, device=device, threads=threads)
         opened, verdicts = open_backend(backend, folder, bundle, options)
         try:
@@ -84,10 +88,12 @@ class Pipeline:
             self._check_open()
             seconds = dict.fromkeys(STAGES, 0.0)
             samples = [sample for one in resolved for sample in one.samples]
-            pictures = [image for batch in self._batches(samples, resolved[0]) for image in self._paint(batch, seconds, on_step)]
+            pictures = [
+                image for batch in self._batches(samples, resolved[0]) for image in self._paint(batch, seconds, on_step)
+            ]
         return self._results(resolved, pictures, seconds)
 
-    def _paint(self, batch: Batch, seconds: dict[str, float], on_step: OnStep | None) -> Array:
+    def _paint(self, batch: Batch, seconds: dict[str, float], on_step: OnStep | None) -> Pixels:
         """One batch from prompts to pixels: (samples, H, W, 3) uint8. Adds each stage's wall time to seconds."""
         clock = Clock(seconds)
         wiring = self._wirings.get(batch.dims)
@@ -103,7 +109,7 @@ class Pipeline:
         images = wiring.read("images", batch.evaluations)
         clock.lap("decode")
         clock.total()
-        return images
+        return images.astype(np.uint8, copy=False)
 
     def _batches(self, samples: Sequence[Sample], first: Resolved) -> Iterator[Batch]:
         for group in split(samples, self.backend.max_rows):
@@ -112,7 +118,9 @@ class Pipeline:
     def _wire(self, dims: Dims) -> Wiring:
         return Wiring(self.backend, self.bundle.graphs(self.backend.precision), dims)
 
-    def _results(self, resolved: Sequence[Resolved], pictures: Sequence[Array], seconds: dict[str, float]) -> list[Result]:
+    def _results(
+        self, resolved: Sequence[Resolved], pictures: Sequence[Pixels], seconds: dict[str, float]
+    ) -> list[Result]:
         results, start = [], 0
         for one in resolved:
             count = len(one.samples)
@@ -143,7 +151,9 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

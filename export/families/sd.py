@@ -18,9 +18,9 @@ from engine.bundle import Defaults, Latents, Limits
 from engine.errors import SourceError
 from export.families import Model
 from export.graph import GraphSpec
-from export.solver import COLUMNS, HISTORY, ROWS
+from export.solver import COLUMNS, HISTORY, ROWS, own_name
 from export.solver_graph import Solver, Start
-from export.source import read_json
+from export.source import read_defaults, read_json
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 TORCH = {"fp32": torch.float32, "fp16": torch.float16}
@@ -66,22 +66,38 @@ class Decoder(nn.Module):
 
 
 def open_model(source: Path) -> Model:
-    """Read the configs of a Stable Diffusion 1.x folder; weights are loaded when the graphs are asked for."""
+    """Read the configs of a Stable Diffusion 1.x folder; weights are loaded when the graphs are asked for.
+
+    Raises SourceError where a config is missing, lacks a key, or describes another family.
+    """
     unet, text = read_json(source / "unet" / "config.json"), read_json(source / "text_encoder" / "config.json")
     vae = read_json(source / "vae" / "config.json")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    side = unet["sample_size"] * factor
     if unet.get("addition_embed_type") or unet.get("time_cond_proj_dim"):
         raise SourceError(
             str(source / "unet"), actual="a UNet with added embeddings", allowed="Stable Diffusion 1.x",
             remedy="SDXL and LCM are families of their own, not supported yet.",
         )  # fmt: skip
+    try:
+        return _model(source, unet, text, vae)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            str(source), actual=f"configs without a usable {error}", allowed="the configs that diffusers saves",
+            remedy="Save the pipeline again with diffusers' save_pretrained().",
+        ) from error  # fmt: skip
+
+
+def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[str, Any]) -> Model:
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = int(unet["sample_size"]) * factor
+    scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+    defaults = Defaults(
+        height=side, width=side, num_inference_steps=20, guidance_scale=7.5, scheduler=own_name(scheduler) or "dpmpp_2m"
+    )
     return Model(
         family="sd", source=source, components=COMPONENTS, guidance_offset=0.0,
         latents=Latents(channels=unet["in_channels"], factor=factor),
         limits=Limits(min_px=min(128, side), max_px=2 * side, multiple_px=factor),
-        defaults=Defaults(height=side, width=side, num_inference_steps=20, guidance_scale=7.5, scheduler="dpmpp_2m"),
-        scheduler_config=read_json(source / "scheduler" / "scheduler_config.json"),
+        defaults=read_defaults(source, defaults), scheduler_config=scheduler,
         max_tokens=text["max_position_embeddings"], vocabulary=text["vocab_size"],
         specs=lambda precision: graphs(source, precision, unet, factor),
     )  # fmt: skip

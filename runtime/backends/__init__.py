@@ -28,14 +28,16 @@ def open_backend(name: str, folder: Path, bundle: Bundle, options: BackendOption
     Raises OptionInvalid for an unknown name, BackendUnavailable where it, or every one, cannot run here.
     """
     if name not in ("auto", *NAMES):
-        raise OptionInvalid("backend", actual=repr(name), allowed=", ".join(("auto", *NAMES)), remedy="Choose one of them.")
+        raise OptionInvalid(
+            "backend", actual=repr(name), allowed=", ".join(("auto", *NAMES)), remedy="Choose one of them."
+        )
+    if name != "auto":
+        return open_one(name, folder, bundle, options), [Verdict(name, None)]
     verdicts: list[Verdict] = []
-    for candidate in NAMES if name == "auto" else (name,):
+    for candidate in NAMES:
         try:
             backend = open_one(candidate, folder, bundle, options)
-        except BackendUnavailable as error:
-            if name != "auto":
-                raise
+        except BackendUnavailable as error:  # noqa: PERF203 - four backends
             verdicts.append(Verdict(candidate, str(error)))
         else:
             return backend, [*verdicts, Verdict(candidate, None)]

@@ -40,7 +40,7 @@ class OrtBuffer:
 
     def read(self) -> Array:
         """A copy on the host."""
-        return cast(Array, self.value.numpy()) if self.array is None else self.array.copy()
+        return cast("Array", self.value.numpy()) if self.array is None else self.array.copy()
 
 
 class OnnxRuntimeBackend:
@@ -58,14 +58,14 @@ class OnnxRuntimeBackend:
         """A zeroed buffer in the provider's memory."""
         return OrtBuffer(self._ort, binding.resolve(dims), np.dtype(binding.dtype), self._memory, self._index)
 
-    def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:
+    def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:  # noqa: ARG002
         """A launch of the graph's session on these buffers; dims are theirs already."""
         session = self._sessions[graph.name]
         bound = session.io_binding()
         for binding in graph.inputs:
-            bound.bind_ortvalue_input(binding.name, cast(OrtBuffer, buffers[binding.name]).value)
+            bound.bind_ortvalue_input(binding.name, cast("OrtBuffer", buffers[binding.name]).value)
         for binding in graph.outputs:
-            bound.bind_ortvalue_output(binding.name, cast(OrtBuffer, buffers[binding.name]).value)
+            bound.bind_ortvalue_output(binding.name, cast("OrtBuffer", buffers[binding.name]).value)
 
         def launch() -> None:
             try:

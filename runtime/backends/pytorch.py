@@ -39,7 +39,7 @@ class TorchBuffer:
 
     def read(self) -> Array:
         """A copy on the host."""
-        return cast(Array, self.tensor.cpu().numpy().copy())
+        return cast("Array", self.tensor.cpu().numpy().copy())
 
 
 class PytorchBackend:
@@ -57,11 +57,11 @@ class PytorchBackend:
         dtype = getattr(self._torch, binding.dtype)
         return TorchBuffer(self._torch.zeros(binding.resolve(dims), dtype=dtype, device=self.device))
 
-    def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:
+    def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:  # noqa: ARG002
         """A launch of the module on these tensors."""
         module, torch = self._modules[graph.name], self._torch
-        inputs = [cast(TorchBuffer, buffers[binding.name]).tensor for binding in graph.inputs]
-        outputs = [cast(TorchBuffer, buffers[binding.name]).tensor for binding in graph.outputs]
+        inputs = [cast("TorchBuffer", buffers[binding.name]).tensor for binding in graph.inputs]
+        outputs = [cast("TorchBuffer", buffers[binding.name]).tensor for binding in graph.outputs]
 
         def launch() -> None:
             with torch.inference_mode():
@@ -77,7 +77,7 @@ class PytorchBackend:
             return _done
         event = self._torch.cuda.Event()
         event.record()
-        return cast(Callable[[], None], event.synchronize)
+        return cast("Callable[[], None]", event.synchronize)
 
     def close(self) -> None:
         """Drop the modules, and hand cached GPU memory back."""
@@ -122,7 +122,10 @@ def _device(torch: Any, options: BackendOptions) -> str:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BackendUnavailable(
-            "backend pytorch", actual=f"device '{device}' without a usable GPU", allowed="cpu", remedy="Pass --device cpu."
+            "backend pytorch",
+            actual=f"device '{device}' without a usable GPU",
+            allowed="cpu",
+            remedy="Pass --device cpu.",
         )
     return device
 

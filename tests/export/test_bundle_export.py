@@ -1,0 +1,178 @@
+"""Export as a whole: what it writes, what it refuses, and that nothing half-written stays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engine.bundle import FILE, HOST_INPUTS, load_bundle, verified_path
+from engine.errors import ExportMismatch, OptionInvalid, OutputError, SchedulerUnsupported, SourceError
+from export import bundle as export_module
+from export.bundle import export_bundle
+from export.place import placed_folder
+from export.solver import COLUMNS, SCHEDULERS
+
+
+def test_writes_a_bundle_that_loads(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    assert [graph.name for graph in bundle.graphs("fp32")] == ["conditioning", "start", "denoiser", "solver", "decoder"]
+    assert set(bundle.tables.schedulers) == set(SCHEDULERS)
+    for name in bundle.files:
+        verified_path(tiny_bundle, bundle, name)
+
+
+def test_graphs_are_opset_17_and_named_as_their_bindings(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    for graphs in bundle.variants.values():
+        for graph in graphs:
+            model = onnx.load(tiny_bundle / graph.file)
+            assert [(i.domain, i.version) for i in model.opset_import] == [("", 17)]
+            for binding, value in zip(graph.bindings, [*model.graph.input, *model.graph.output], strict=True):
+                assert binding.name == value.name
+                kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                assert kind == np.dtype(binding.dtype), f"{graph.file}, {binding.name}"
+
+
+def test_fp16_graphs_keep_solver_arithmetic_in_fp32(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    for graph in bundle.graphs("fp16"):
+        assert graph.precision == ("fp32" if graph.name in ("start", "solver") else "fp16")
+        for binding in graph.bindings:
+            if binding.name in (*HOST_INPUTS, "latents", "history", "timestep"):
+                assert binding.dtype in ("float32", "int32")
+
+
+def test_tables_hold_every_scheduler_at_every_step_count(tiny_bundle: Path) -> None:
+    arrays = np.load(tiny_bundle / "tables.npz")
+    assert set(arrays) == {f"{name}/{steps}" for name in SCHEDULERS for steps in range(1, 101)}
+    assert arrays["euler/20"].shape == (21, len(COLUMNS))
+
+
+def test_reference_has_three_cases_with_fp16_errors(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    arrays = np.load(tiny_bundle / bundle.reference.file)
+    assert len(bundle.reference.cases) == 3
+    for case in bundle.reference.cases:
+        assert 1e-5 < case.fp16_error["denoiser"]["noise_pred"] < 1e-2
+        for graph in bundle.graphs("fp32"):
+            for binding in graph.bindings:
+                array = arrays[f"{case.name}/{graph.name}/{binding.name}"]
+                assert array.shape == tuple(binding.resolve(case.dims))
+
+
+@pytest.mark.slow
+def test_the_same_source_gives_the_same_bundle(tiny_source: Path, tiny_bundle: Path) -> None:
+    again = export_bundle(tiny_source, tiny_bundle.parent / "again" / "tiny")
+    before = load_bundle(tiny_bundle)
+    assert again.files == before.files
+
+
+def test_a_graph_that_computes_something_else_is_an_error_and_leaves_nothing(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export_module.run_module
+
+    def shifted(spec, inputs):
+        return {
+            name: array + 1e-3 if spec.name == "conditioning" else array for name, array in real(spec, inputs).items()
+        }
+
+    monkeypatch.setattr(export_module, "run_module", shifted)
+    monkeypatch.setattr(export_module, "SCHEDULERS", {})
+    with pytest.raises(
+        ExportMismatch, match=r"conditioning.onnx \(fp32\), case 'default', output 'encoder_hidden"
+    ) as info:
+        export_bundle(tiny_source, tmp_path / "tiny", precisions=("fp32",))
+    assert "relative error" in info.value.actual
+    assert "e-05" in info.value.allowed
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+@pytest.fixture
+def source(tiny_source: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_source, tmp_path / "source"))
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_refuses_other_families_by_name(source: Path, tmp_path: Path) -> None:
+    edit(source / "model_index.json", _class_name="FluxPipeline")
+    with pytest.raises(SourceError, match="FluxPipeline"):
+        export_bundle(source, tmp_path / "out")
+
+
+def test_refuses_added_embeddings(source: Path, tmp_path: Path) -> None:
+    edit(source / "unet" / "config.json", addition_embed_type="text_time")
+    with pytest.raises(SourceError, match="added embeddings"):
+        export_bundle(source, tmp_path / "out")
+
+
+def test_refuses_a_scheduler_that_is_not_linear(source: Path, tmp_path: Path) -> None:
+    edit(source / "scheduler" / "scheduler_config.json", thresholding=True)
+    with pytest.raises(SchedulerUnsupported):
+        export_bundle(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "vae/config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"sample_size": "x"}'])
+def test_refuses_broken_configs(source: Path, tmp_path: Path, content: bytes, name: str) -> None:
+    (source / name).write_bytes(content)
+    with pytest.raises(SourceError) as info:
+        export_bundle(source, tmp_path / "out")
+    assert str(source) in info.value.subject
+
+
+def test_refuses_missing_sources_and_weights(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        export_bundle(tmp_path / "nowhere", tmp_path / "out")
+    (source / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(SourceError, match="vae"):
+        export_bundle(source, tmp_path / "out")
+
+
+def test_refuses_unknown_precisions(tiny_source: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionInvalid, match="int4"):
+        export_bundle(tiny_source, tmp_path / "out", precisions=("int4",))  # type: ignore[arg-type]
+
+
+def test_refuses_an_output_below_a_regular_file(tiny_source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError):
+            export_bundle(tiny_source, out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with placed_folder(target) as folder:
+        (folder / FILE).write_text("old")
+    (target / "engines").mkdir()
+    with pytest.raises(RuntimeError), placed_folder(target) as folder:
+        (folder / FILE).write_text("half")
+        raise RuntimeError
+    assert (target / FILE).read_text() == "old"
+    with placed_folder(target) as folder:
+        (folder / FILE).write_text("new")
+    assert (target / FILE).read_text() == "new"
+    assert (target / "engines").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.lock", "bundle"]
+
+
+def test_a_swap_that_was_killed_is_undone(tmp_path: Path) -> None:
+    (tmp_path / ".bundle.old").mkdir()
+    (tmp_path / ".bundle.old" / FILE).write_text("old")
+    (tmp_path / ".bundle.partial-x").mkdir()
+    with pytest.raises(RuntimeError), placed_folder(tmp_path / "bundle"):
+        raise RuntimeError
+    assert (tmp_path / "bundle" / FILE).read_text() == "old"
+    assert not (tmp_path / ".bundle.partial-x").exists()
