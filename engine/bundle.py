@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 
@@ -137,9 +137,10 @@ class Bundle(Struct, frozen=True):
     def graphs(self, precision: Precision) -> tuple[Graph, ...]:
         """The graphs of one precision. Raises OptionInvalid where the bundle has none of it."""
         if precision not in self.variants:
+            export = f"Run `zturbo export {self.source.path} --precision {precision}`."
             raise OptionInvalid(
                 f"bundle '{self.name}', precision", actual=precision, allowed=", ".join(self.variants),
-                remedy=f"Run `zturbo export {self.source.path} --precision {precision}`.",
+                remedy=export if precision in get_args(Precision) else "Choose one of these.",
             )  # fmt: skip
         return self.variants[precision]
 
@@ -152,9 +153,10 @@ def load_bundle(folder: Path) -> Bundle:
     path = folder / FILE
     try:
         raw = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file system takes the name
+        reason = error.strerror if isinstance(error, OSError) else error
         raise BundleMissing(
-            str(folder), actual=f"no readable {FILE} ({error.strerror})", allowed="a folder written by export",
+            str(folder), actual=f"no readable {FILE} ({reason})", allowed="a folder written by export",
             remedy=f"Run `zturbo export models/{folder.name}` (or `make bundle MODEL={folder.name}`).",
         ) from error  # fmt: skip
     bundle = decode_bundle(raw, path)

@@ -1,0 +1,48 @@
+"""This machine's GPU, driver and CUDA: what a plan was made on, and what it is to run on."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import msgspec
+
+from engine.cuda import Cuda
+
+_NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+
+
+class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A GPU by its model's name, its compute capability (`9.0`), the driver's version, and the driver's CUDA."""
+
+    gpu: str
+    compute_capability: str
+    driver: str
+    cuda: str
+
+
+def machine_of(cuda: Cuda) -> Machine:
+    """The machine that a Cuda runs on. Raises ExecutionFailed."""
+    properties = cuda.call("cudaGetDeviceProperties", cuda.device)
+    name = properties.name
+    version = int(cuda.call("cudaDriverGetVersion"))
+    return Machine(
+        gpu=(name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0"),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        driver=_driver_version() or "unknown",
+        cuda=f"{version // 1000}.{version % 1000 // 10}",
+    )
+
+
+def _driver_version() -> str | None:
+    """The driver's own version (`580.95.05`), which the CUDA runtime does not tell; None where NVML is missing."""
+    try:
+        nvml = ctypes.CDLL(_NVML)
+    except OSError:
+        return None
+    buffer = ctypes.create_string_buffer(96)
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    failed = nvml.nvmlSystemGetDriverVersion(buffer, ctypes.c_uint(len(buffer)))
+    nvml.nvmlShutdown()
+    return None if failed else buffer.value.decode()

@@ -1,0 +1,139 @@
+"""Profiles: the smallest, the tuned-for and the largest shape of every input of a plan.
+
+Text is `WIDTHxHEIGHT@MIN-MAX` (`256@2`, `768x512@1-4`) or `dynamic:MIN_PX-MAX_PX@MIN-MAX`, where @ counts denoiser
+rows: a guided sample takes two. Knows the bundle's limits; does not know what a plan is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.binding import Binding, Dims
+from engine.bundle import Bundle
+from engine.errors import ProfileInvalid
+
+MAX_ROWS = 64
+MAX_DRAWS = 128
+"""The initial noise and one draw for each of 100 steps."""
+
+_TEXT = re.compile(
+    r"(?:dynamic:(?P<low>[0-9]{1,5})-(?P<high>[0-9]{1,5})|(?P<width>[0-9]{1,5})(?:x(?P<height>[0-9]{1,5}))?)"
+    r"@(?P<min>[0-9]{1,3})(?:-(?P<max>[0-9]{1,3}))?"
+)
+_REMEDY = "Write it as `256@2`, `768x512@1-4` or `dynamic:128-512@1-8`."
+
+
+class Range(NamedTuple):
+    """The least, the tuned-for and the greatest value of a symbol."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A profile of one bundle.
+
+    text: as a user writes it, shortest form. symbols: the range of each symbol that a shape may name.
+    """
+
+    text: str
+    symbols: dict[str, Range]
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def slug(self) -> str:
+        """The text as a folder name that every file system takes; `profile_from_slug` reads it back."""
+        return self.text.replace(":", "-", 1)
+
+    @property
+    def size(self) -> int:
+        """Rows × pixels at most: of two profiles that cover a shape, the smaller is tuned closer to it."""
+        return self.symbols["rows"].max * self.symbols["height"].max * self.symbols["width"].max
+
+    def ranges(self, binding: Binding) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The least, the tuned-for and the greatest shape of a binding."""
+        low, opt, high = ({name: values[i] for name, values in self.symbols.items()} for i in range(3))
+        return binding.resolve(low), binding.resolve(opt), binding.resolve(high)
+
+    def covers(self, dims: Dims) -> bool:
+        """Whether every symbol's value lies in its range."""
+        return all(self.symbols[name].min <= value <= self.symbols[name].max for name, value in dims.items())
+
+
+def parse_profile(text: str, bundle: Bundle) -> Profile:
+    """Read a profile's text and check it against the bundle's limits. Raises ProfileInvalid."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise _invalid(text, repr(text), "WIDTHxHEIGHT@MIN-MAX or dynamic:MIN_PX-MAX_PX@MIN-MAX", _REMEDY)
+    fields = {name: int(value) for name, value in match.groupdict().items() if value is not None}
+    rows = _rows(text, fields["min"], fields.get("max", fields["min"]))
+    width, height = _sizes(text, fields, bundle)
+    symbols = {
+        "rows": rows, "samples": Range((rows.min + 1) // 2, (rows.max + 1) // 2, rows.max),
+        "width": width, "height": height, "draws": Range(1, 1, MAX_DRAWS),
+        "tokens": Range(*[bundle.tokenizer.max_tokens] * 3),
+    }  # fmt: skip
+    return Profile(_canonical(fields, rows), symbols)
+
+
+def parse_profiles(texts: list[str] | tuple[str, ...], bundle: Bundle) -> list[Profile]:
+    """Read several profiles, each once. Raises ProfileInvalid, also for none at all."""
+    if not texts:
+        raise _invalid("profiles", "none", "at least one", _REMEDY)
+    profiles = [parse_profile(text, bundle) for text in texts]
+    return list({profile.text: profile for profile in profiles}.values())
+
+
+def profile_from_slug(slug: str, bundle: Bundle) -> Profile:
+    """The profile whose folder has this name. Raises ProfileInvalid."""
+    return parse_profile(re.sub(r"\Adynamic-", "dynamic:", slug), bundle)
+
+
+def _rows(text: str, low: int, high: int) -> Range:
+    if not 1 <= low <= high <= MAX_ROWS:
+        raise _invalid(text, f"{low}-{high} rows", f"1 ≤ MIN ≤ MAX ≤ {MAX_ROWS}", "A guided image takes two rows.")
+    return Range(low, high, high)
+
+
+def _sizes(text: str, fields: dict[str, int], bundle: Bundle) -> tuple[Range, Range]:
+    """Ranges of width and height; a dynamic one is tuned for the size that a request gets by default."""
+    if "low" not in fields:
+        width, height = fields["width"], fields.get("height", fields["width"])
+        return _size(text, width, width, width, bundle), _size(text, height, height, height, bundle)
+    low, high = fields["low"], fields["high"]
+    tuned = [min(max(default, low), high) for default in (bundle.defaults.width, bundle.defaults.height)]
+    return _size(text, low, tuned[0], high, bundle), _size(text, low, tuned[1], high, bundle)
+
+
+def _size(text: str, low: int, opt: int, high: int, bundle: Bundle) -> Range:
+    limits = bundle.limits
+    for value in (low, high):
+        if not limits.min_px <= value <= limits.max_px or value % limits.multiple_px:
+            allowed = f"multiples of {limits.multiple_px} from {limits.min_px} to {limits.max_px} px"
+            raise _invalid(text, f"{value} px", allowed, f"These are the limits of '{bundle.name}'.")
+    if low > high:
+        raise _invalid(text, f"{low}-{high} px", "MIN_PX ≤ MAX_PX", "Swap the two.")
+    return Range(low, opt, high)
+
+
+def _canonical(fields: dict[str, int], rows: Range) -> str:
+    if "low" in fields:
+        size = f"dynamic:{fields['low']}-{fields['high']}"
+    else:
+        size = size_text(fields["width"], fields.get("height", fields["width"]))
+    return f"{size}@{rows.min}" + (f"-{rows.max}" if rows.max > rows.min else "")
+
+
+def size_text(width: int, height: int) -> str:
+    """A size in pixels as profiles write it: `256`, `768x512`."""
+    return f"{width}" if width == height else f"{width}x{height}"
+
+
+def _invalid(text: str, actual: str, allowed: str, remedy: str) -> ProfileInvalid:
+    return ProfileInvalid(f"profile '{text}'", actual=actual, allowed=allowed, remedy=remedy)

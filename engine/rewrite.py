@@ -1,0 +1,90 @@
+"""What a flavour needs rewritten in a graph before it parses it, and what it must be told of the graph's types.
+
+Works on ONNX models in memory, weights included or left in external data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+_UNIT, _ZERO = "zturbo_unit", "zturbo_zero"
+
+
+def layer_norm_from_instance_norm(model: onnx.ModelProto) -> int:
+    """Rewrite GroupNorm as TorchScript exports it, in place; returns how many.
+
+    Reshape to (N, groups, L) → InstanceNormalization → … becomes LayerNormalization over the last axis with a scale
+    and bias of length 1: the same sums, and no plugin on TensorRT 8.6 (exact in ONNX Runtime 1.31). An own scale or
+    bias per group follows as Mul and Add. Other InstanceNormalizations stay as they are.
+    """
+    graph = model.graph
+    arrays = _constants(graph)
+    producers = {output: node for node in graph.node for output in node.output}
+    nodes: list[NodeProto] = []
+    count = 0
+    for node in graph.node:
+        if node.op_type == "InstanceNormalization" and _is_3d(node, producers, arrays):
+            nodes += _layer_norm(node, arrays, graph)
+            count += 1
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return count
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = node.attribute[0].t
+        elif node.op_type == "Identity" and node.input[0] in found:  # a shared initializer, as TorchScript writes it
+            found[node.output[0]] = found[node.input[0]]
+    return found
+
+
+def _is_3d(node: NodeProto, producers: dict[str, NodeProto], arrays: dict[str, TensorProto]) -> bool:
+    reshape = producers.get(node.input[0])
+    if reshape is None or reshape.op_type != "Reshape":
+        return False
+    shape = arrays.get(reshape.input[1])
+    return shape is not None and list(shape.dims) == [3] and all(name in arrays for name in node.input[1:])
+
+
+def _layer_norm(node: NodeProto, arrays: dict[str, TensorProto], graph: onnx.GraphProto) -> list[NodeProto]:
+    scale, bias = (numpy_helper.to_array(arrays[name]) for name in node.input[1:])
+    unit, zero = (_ensure(graph, name, value, scale.dtype) for name, value in ((_UNIT, 1), (_ZERO, 0)))
+    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+    steps = [("Mul", scale, 1), ("Add", bias, 0)]
+    own = [(op, value) for op, value, neutral in steps if not np.all(value == neutral)]
+    wires = [f"{node.output[0]}_{k}" for k in range(len(own))] + [node.output[0]]
+    nodes = [
+        helper.make_node(
+            "LayerNormalization", [node.input[0], unit, zero], [wires[0]], name=node.name, axis=-1, epsilon=epsilon
+        )
+    ]
+    for k, (op, value) in enumerate(own):
+        name = f"{wires[k]}_{op}"
+        graph.initializer.append(numpy_helper.from_array(value.reshape(-1, 1), name))
+        nodes.append(helper.make_node(op, [wires[k], name], [wires[k + 1]], name=name))
+    return nodes
+
+
+def _ensure(graph: onnx.GraphProto, name: str, value: int, dtype: np.dtype[np.generic]) -> str:
+    """The name of a constant of length 1, made where the graph has none of this type yet."""
+    name = f"{name}_{dtype.name}"
+    if name not in {tensor.name for tensor in graph.initializer}:
+        graph.initializer.append(numpy_helper.from_array(np.full(1, value, dtype), name))
+    return name
+
+
+def float32_tensors(model: onnx.ModelProto) -> frozenset[str]:
+    """The names of the tensors that nodes compute in fp32, by ONNX's own type inference."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    typed: Iterable[onnx.ValueInfoProto] = (*inferred.value_info, *inferred.output)
+    floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return frozenset(output for node in model.graph.node for output in node.output if output in floats)

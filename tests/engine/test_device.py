@@ -1,0 +1,76 @@
+"""Device memory, events and engines against fakes: what is allocated is freed, what fails says why."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from engine.cuda import Cuda
+from engine.device import Device
+from engine.errors import BackendUnavailable, ExecutionFailed
+from engine.machine import machine_of
+from tests import fake_cuda
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> fake_cuda.FakeCuda:
+    return fake_cuda.install(monkeypatch, fake_cuda.FakeCuda())
+
+
+def test_no_gpu_no_module_and_no_such_device_are_told_apart(monkeypatch, cuda):
+    with pytest.raises(BackendUnavailable, match="device 1 of 1 GPUs"):
+        Cuda(1)
+    cuda.fails["cudaGetDeviceCount"] = 100
+    with pytest.raises(BackendUnavailable, match="no CUDA-capable device"):
+        Cuda()
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendUnavailable, match="cannot be imported"):
+        Cuda()
+
+
+def test_machine(cuda):
+    machine = machine_of(Cuda())
+    assert (machine.gpu, machine.compute_capability, machine.cuda) == ("NVIDIA H200", "9.0", "13.0")
+
+
+def test_what_is_written_is_read_back(cuda):
+    device = Device(Cuda())
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    tensor = device.tensor((4, 3), "float32")
+    tensor.write(array.T)
+    np.testing.assert_array_equal(tensor.read(), array.T)
+    with pytest.raises(ValueError, match=r"float64 \(4, 3\)"):
+        tensor.write(array.T.astype(np.float64))
+
+
+def test_memory_goes_with_its_tensor_and_everything_with_the_device(cuda):
+    device = Device(Cuda())
+    kept, dropped = device.tensor((2,), "uint8"), device.tensor((2,), "uint8")
+    assert len(cuda.memory) == 2
+    del dropped
+    gc.collect()
+    assert len(cuda.memory) == 1
+    device.mark()
+    device.close()
+    device.close()
+    assert cuda.alive == 0
+    del kept  # its memory is gone already
+    gc.collect()
+
+
+def test_events_are_used_again(cuda):
+    device = Device(Cuda())
+    for _ in range(5):
+        wait = device.mark()
+        wait()
+        wait()
+    assert len(cuda.handles) == 2  # the stream and one event
+
+
+def test_out_of_memory_says_so(cuda):
+    device = Device(Cuda())
+    cuda.fails["cudaMalloc"] = fake_cuda.OUT_OF_MEMORY
+    with pytest.raises(ExecutionFailed, match="cudaMalloc: got error 2: out of memory"):
+        device.tensor((2,), "uint8")
