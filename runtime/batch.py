@@ -58,11 +58,11 @@ class Batch:
 
     @property
     def dims(self) -> dict[str, int]:
-        """The value of each symbolic axis."""
+        """The value of each symbolic axis. The noise bank grows in powers of two, so that step counts share buffers."""
         return {
             "samples": len(self.samples), "rows": sum(sample.rows for sample in self.samples),
             "height": self.height, "width": self.width, "tokens": self.tokens,
-            "draws": max(sample.table.draws for sample in self.samples),
+            "draws": _power_of_two(max(sample.table.draws for sample in self.samples)),
         }  # fmt: skip
 
     def texts(self) -> list[str]:
@@ -94,6 +94,11 @@ class Batch:
             if sample.noise is not None:
                 bank[k, 1:count] = sample.noise[: count - 1]
         return bank
+
+
+def _power_of_two(count: int) -> int:
+    """The smallest power of two that is at least count."""
+    return 1 << (count - 1).bit_length()
 
 
 def split(samples: Sequence[Sample], max_rows: int) -> Iterator[tuple[Sample, ...]]:

@@ -33,11 +33,13 @@ class Step:
 def denoise(backend: Backend, wiring: Wiring, evaluations: int) -> Iterator[Step]:
     """Launch the loop's graphs `evaluations` times; the caller may stop at any step by not asking for the next."""
     marks: deque[Callable[[], None]] = deque()
-    for index in range(evaluations):
-        wiring.launch("loop", index)
-        marks.append(backend.mark())
-        if len(marks) > AHEAD:
-            marks.popleft()()
-        yield Step(index + 1, evaluations, wiring)
-    for mark in marks:
-        mark()
+    try:
+        for index in range(evaluations):
+            wiring.launch("loop", index)
+            marks.append(backend.mark())
+            if len(marks) > AHEAD:
+                marks.popleft()()
+            yield Step(index + 1, evaluations, wiring)
+    finally:  # also where the caller stopped: the next batch may write to these buffers
+        for mark in marks:
+            mark()

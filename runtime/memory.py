@@ -15,6 +15,8 @@ from runtime.backends.base import Backend, Buffer, Launch
 
 MAX_WIRINGS = 4
 """Shapes whose buffers stay allocated; the least recently used goes first."""
+TURNS: dict[Stage, int] = {"once": 1, "loop": 2, "final": 2}
+"""In how many positions of the carried pairs a stage is launched: before the first step they have not moved."""
 
 
 class Wiring:
@@ -29,8 +31,8 @@ class Wiring:
             swapped[name], swapped[after] = self.buffers[after], self.buffers[name]
         self._turns = (self.buffers, swapped)
         self._launches = {
-            stage: tuple(_bind(backend, graphs, stage, turn, dims) for turn in self._turns)
-            for stage in ("once", "loop", "final")
+            stage: tuple(_bind(backend, graphs, stage, turn, dims) for turn in self._turns[:count])
+            for stage, count in TURNS.items()
         }
 
     def write(self, arrays: Mapping[str, Array]) -> None:
@@ -40,7 +42,7 @@ class Wiring:
 
     def launch(self, stage: Stage, turn: int = 0) -> None:
         """Launch a stage's graphs in order. turn: how often the carried pairs have changed places."""
-        for launch in self._launches[stage][turn % 2]:
+        for launch in self._launches[stage][turn % TURNS[stage]]:
             launch()
 
     def read(self, name: str, turn: int = 0) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,7 @@ from runtime.text import Tokenizer
 Pixels = NDArray[np.uint8]
 OnStep = Callable[[Step], None]
 STAGES = ("conditioning", "loop", "decode", "total")
+MAX_THREADS = 1024
 
 
 class Pipeline:
@@ -39,6 +41,7 @@ class Pipeline:
         self._tokenizer, self._tables = Tokenizer(folder, bundle), Tables(folder, bundle)
         self._wirings = Wirings(self._wire)
         self._lock, self._closed = threading.Lock(), False
+        self._painter: int | None = None
 
     @classmethod
     def load(
@@ -59,10 +62,7 @@ class Pipeline:
         bundle = load_bundle(folder)
         if precision is not None:
             bundle.graphs(precision)
-        if threads is not None and threads < 1:
-            raise OptionInvalid(
-                "threads", actual=str(threads), allowed="1 or more", remedy="Leave it out for all cores."
-            )
+        _check_threads(threads)
         options = BackendOptions(precision=precision, device=device, threads=threads)
         opened, verdicts = open_backend(backend, folder, bundle, options)
         try:
@@ -84,7 +84,7 @@ class Pipeline:
         Each picture is the one its request gives alone, up to rounding. Raises as generate does.
         """
         resolved = resolve(requests, self.bundle, self._tables)
-        with self._lock:
+        with self._turn():
             self._check_open()
             seconds = dict.fromkeys(STAGES, 0.0)
             samples = [sample for one in resolved for sample in one.samples]
@@ -112,7 +112,7 @@ class Pipeline:
         return images.astype(np.uint8, copy=False)
 
     def _batches(self, samples: Sequence[Sample], first: Resolved) -> Iterator[Batch]:
-        for group in split(samples, self.backend.max_rows):
+        for group in split(samples, self.backend.max_rows(first.height, first.width)):
             yield Batch(group, first.latent_shape, first.height, first.width, self._tokenizer.max_tokens)
 
     def _wire(self, dims: Dims) -> Wiring:
@@ -139,13 +139,27 @@ class Pipeline:
                 f"pipeline '{self.bundle.name}'", actual="closed", allowed="an open pipeline", remedy="Load it again."
             )
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One thread at a time. A call from within on_step would wait for itself for ever, so it is refused."""
+        if self._painter == threading.get_ident():
+            raise OptionInvalid(
+                f"pipeline '{self.bundle.name}'", actual="a call from within on_step", allowed="one request at a time",
+                remedy="To end a request, raise an exception in on_step; then call again.",
+            )  # fmt: skip
+        with self._lock:
+            self._painter = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._painter = None
+
     def close(self) -> None:
         """Free what the backend holds; a second call does nothing."""
-        with self._lock:
+        with self._turn():
             if not self._closed:
                 self._closed = True
                 self._wirings.clear()
-                self._tables.close()
                 self.backend.close()
 
     def __enter__(self) -> Pipeline:
@@ -155,6 +169,14 @@ class Pipeline:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_threads(threads: int | None) -> None:
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+        raise OptionInvalid(
+            "threads", actual=repr(threads), allowed=f"1 to {MAX_THREADS}", remedy="Leave it out for all cores."
+        )
 
 
 class Clock:

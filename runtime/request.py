@@ -5,7 +5,6 @@ Knows the limits that hold for every model; those of one bundle are the pipeline
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,14 +55,20 @@ class Request:
         _check_integer("num_images", self.num_images, 1, MAX_IMAGES)
         _check_guidance(self.guidance_scale)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
-            raise _invalid("scheduler", repr(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`.")
+            raise _invalid("scheduler", _shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`.")
         for name in ("latents", "noise"):
             _check_array(name, getattr(self, name))
 
     def metadata(self) -> dict[str, Any]:
         """The request as JSON types; arrays are named by their shapes."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {k: list(v.shape) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+        return {k: _json(v) for k, v in values.items()}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return list(value.shape)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_text(name: str, value: object, *, minimum: int) -> None:
@@ -83,16 +88,16 @@ def _check_integer(name: str, value: object, low: int, high: int, *, optional: b
         return
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or not low <= value <= high:  # type: ignore[operator]
-        raise _invalid(name, repr(value), f"an integer from {low} to {high}", "Pass a value in that range.")
+        raise _invalid(name, _shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
 
 
 def _check_guidance(value: object) -> None:
     if value is None:
         return
     number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[arg-type,operator]
+    if not number or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[operator]
         allowed = f"a finite number from 0 to {MAX_GUIDANCE:g}"
-        raise _invalid("guidance_scale", repr(value), allowed, "1 or less turns guidance off.")
+        raise _invalid("guidance_scale", _shown(value), allowed, "1 or less turns guidance off.")
 
 
 def _check_array(name: str, value: object) -> None:
@@ -103,6 +108,15 @@ def _check_array(name: str, value: object) -> None:
         raise _invalid(name, kind, "a float32 numpy array", "Convert it with `.astype(np.float32)`.")
     if not np.isfinite(value).all():
         raise _invalid(name, "an array with NaN or infinity", "finite values", "Check where it was made.")
+
+
+def _shown(value: object) -> str:
+    """A value as a message shows it: short, and also where Python refuses to write a long integer."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = f"{type(value).__name__} of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _invalid(field: str, actual: str, allowed: str, remedy: str) -> RequestInvalid:

@@ -47,6 +47,9 @@ def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list
     """Check requests against a bundle. Raises RequestInvalid, also where they differ in size or are none."""
     if not requests:
         raise _invalid("requests", "none", "one or more", "Pass at least one Request.")
+    for request in requests:
+        if not isinstance(request, Request):
+            raise _invalid("requests", type(request).__name__, "Request objects", "Write Request(prompt=…).")
     resolved = [_resolve(request, bundle, tables) for request in requests]
     sizes = sorted({(one.width, one.height) for one in resolved})
     if len(sizes) > 1:

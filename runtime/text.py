@@ -22,9 +22,11 @@ class Tokenizer:
         try:
             self._tokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise BundleInvalid(
-                str(path), actual=str(error), allowed="a tokenizers file", remedy="Run `zturbo export` again."
-            ) from error
+            raise _invalid(path, str(error), "a tokenizers file") from error
+        lengths = {len(self._tokenizer.encode(text).ids) for text in ("", "a " * 2 * self.max_tokens)}
+        if lengths != {self.max_tokens}:
+            found = f"{' or '.join(map(str, sorted(lengths)))} tokens per text"
+            raise _invalid(path, found, f"{self.max_tokens}, by its own padding and truncation")
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """(texts, max_tokens) int32; a longer text is cut, `dropped_tokens` says by how much."""
@@ -35,3 +37,7 @@ class Tokenizer:
         """How many tokens of the text do not fit and are not read."""
         overflow = self._tokenizer.encode(text).overflowing
         return sum(sum(1 - masked for masked in part.special_tokens_mask) for part in overflow)
+
+
+def _invalid(path: Path, actual: str, allowed: str) -> BundleInvalid:
+    return BundleInvalid(str(path), actual=actual, allowed=allowed, remedy="Run `zturbo export` again.")

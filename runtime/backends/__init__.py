@@ -37,7 +37,7 @@ def open_backend(name: str, folder: Path, bundle: Bundle, options: BackendOption
     for candidate in NAMES:
         try:
             backend = open_one(candidate, folder, bundle, options)
-        except BackendUnavailable as error:  # noqa: PERF203 - four backends
+        except (BackendUnavailable, OptionInvalid) as error:  # noqa: PERF203 - a device that only a later one knows
             verdicts.append(Verdict(candidate, str(error)))
         else:
             return backend, [*verdicts, Verdict(candidate, None)]

@@ -47,13 +47,14 @@ class Backend(Protocol):
     which raises BackendUnavailable where this machine or this bundle cannot do it.
 
     precision: which variant of the bundle it runs. device: where, in words (`cpu`, `NVIDIA H200`).
-    max_rows: the most denoiser rows that one batch may have.
     """
 
     name: str
     device: str
     precision: Precision
-    max_rows: int
+
+    def max_rows(self, height: int, width: int) -> int:
+        """The most denoiser rows that one batch of pictures of this size, in pixels, may have."""
 
     def allocate(self, binding: Binding, dims: Dims) -> Buffer:
         """A buffer for a binding at these dims; the caller keeps it until `close` of the wiring."""

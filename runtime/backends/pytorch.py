@@ -5,13 +5,14 @@ Reaches export/ lazily; nothing of it is imported before this backend is opened.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from engine.binding import Array, Binding, Dims, Graph, Precision
 from engine.bundle import Bundle
-from engine.errors import BackendUnavailable, SourceError
+from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid, SourceError
 from runtime.backends.base import BackendOptions, Buffer, Launch
 
 MAX_ROWS = 16
@@ -46,7 +47,6 @@ class PytorchBackend:
     """Modules by graph name."""
 
     name = "pytorch"
-    max_rows = MAX_ROWS
 
     def __init__(self, torch: Any, modules: dict[str, Any], device: str, precision: Precision) -> None:
         self.device, self.precision = device, precision
@@ -64,12 +64,23 @@ class PytorchBackend:
         outputs = [cast("TorchBuffer", buffers[binding.name]).tensor for binding in graph.outputs]
 
         def launch() -> None:
-            with torch.inference_mode():
-                results = module(*inputs)
-                for target, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
-                    target.copy_(result)
+            try:
+                with torch.inference_mode():
+                    results = module(*inputs)
+                    results = results if isinstance(results, tuple) else (results,)
+                    for target, result in zip(outputs, results, strict=True):
+                        target.copy_(result)
+            except RuntimeError as error:  # out of memory among them
+                raise ExecutionFailed(
+                    f"pytorch, graph '{graph.name}'", actual=str(error), allowed="a run without error",
+                    remedy="Try a smaller batch or size.",
+                ) from error  # fmt: skip
 
         return launch
+
+    def max_rows(self, height: int, width: int) -> int:  # noqa: ARG002
+        """The same at every size."""
+        return MAX_ROWS
 
     def mark(self) -> Callable[[], None]:
         """An event on the GPU; nothing to wait for on the CPU."""
@@ -102,6 +113,7 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
             "backend pytorch", actual=f"not importable ({error})", allowed="torch, diffusers and transformers",
             remedy="pip install 'zturbo[export]'.",
         ) from error  # fmt: skip
+    device = _device(torch, options)
     source = (folder / bundle.source.path).resolve()
     try:
         model = open_model(source)
@@ -110,7 +122,6 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
         raise _no_source(source, f"unreadable ({error})", "the folder that was exported") from error
     if found != bundle.source.sha256:
         raise _no_source(source, f"sha256 {found[:12]}…", f"{bundle.source.sha256[:12]}…")
-    device = _device(torch, options)
     precision: Precision = options.precision or ("fp16" if device.startswith("cuda") else "fp32")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -119,14 +130,17 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
 
 
 def _device(torch: Any, options: BackendOptions) -> str:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BackendUnavailable(
-            "backend pytorch",
-            actual=f"device '{device}' without a usable GPU",
-            allowed="cpu",
-            remedy="Pass --device cpu.",
+    """The device that was asked for, else the first GPU, else the CPU. Raises OptionInvalid or BackendUnavailable."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = ("cuda" if count else "cpu") if options.device is None else options.device
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", device)
+    if match is None:
+        raise OptionInvalid(
+            "device", actual=repr(device), allowed="cpu, cuda, cuda:N", remedy="Leave it out for the default."
         )
+    if device != "cpu" and int(match[1] or 0) >= count:
+        actual, allowed = f"device '{device}' with {count} usable GPUs", "a GPU that torch can use, or cpu"
+        raise BackendUnavailable("backend pytorch", actual=actual, allowed=allowed, remedy="Pass --device cpu.")
     return device
 
 

@@ -1,0 +1,89 @@
+"""What every test shares: quiet threads, and the bundles of a tiny random model and of the emoji model.
+
+Idle OpenMP threads would spin on the cores that the tests need, so the policy is set before torch is imported.
+Bundles lie in .cache/tests, apart from trt_models, so that tests never change what a user made. They are exported
+again when they are older than the exporter or their model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "tests"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of dummy graphs, fp32 and fp16, which tests/fake_backend.py runs; to be read only."""
+    from tests.fake_bundle import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "fake", ("fp32", "fp16"))
+
+
+@pytest.fixture
+def own_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy of `bundle_folder` that a test may damage."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "bundles" / "fake"))
+
+
+@pytest.fixture(scope="session")
+def tiny_source() -> Path:
+    """A model of random weights in diffusers layout; a picture takes it well under a second."""
+    folder = CACHE / "models" / "tiny"
+    if not is_newer(folder / "model_index.json", [ROOT / "tests" / "tiny_model.py"]):
+        pytest.importorskip("torch")
+        from tests.tiny_model import save_tiny_model
+
+        save_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_source: Path) -> Path:
+    """The bundle of `tiny_source`, fp32 and fp16."""
+    return exported(tiny_source)
+
+
+@pytest.fixture(scope="session")
+def emoji_bundle() -> Path:
+    """The bundle of models/emoji, fp32 and fp16."""
+    model = ROOT / "models" / "emoji"
+    if not (model / "model_index.json").is_file():
+        pytest.skip("models/emoji has no weights here")
+    return exported(model)
+
+
+def exported(model: Path) -> Path:
+    """The model's bundle in .cache/tests; skips the test where there is no fresh one and no torch to make it."""
+    folder = CACHE / "bundles" / model.name
+    sources = [*model.rglob("*.json"), *model.rglob("*.safetensors"), *(ROOT / "export").rglob("*.py")]
+    sources += [ROOT / "engine" / "binding.py", ROOT / "engine" / "bundle.py"]
+    if not is_newer(folder / "bundle.json", sources):
+        if importlib.util.find_spec("torch") is None:
+            pytest.skip(f"no fresh bundle of {model.name}, and no torch to export one: run `make test` first")
+        from export.bundle import export_bundle
+
+        export_bundle(model, folder)
+    return folder
+
+
+def is_newer(made: Path, sources: Iterable[Path]) -> bool:
+    """Whether a file exists and nothing it was made from changed after it."""
+    return made.is_file() and all(source.stat().st_mtime <= made.stat().st_mtime for source in sources)

@@ -1,0 +1,194 @@
+"""A whole bundle without torch or onnx: export's wires, real tables, a real tokenizer, and graphs of dummy bytes.
+
+tests/fake_backend.py runs its graphs in numpy. The schedulers are three short formulas, one for each thing a table
+can hold: `euler` scales the model's input, `ancestral` draws noise, `multistep` reads its history.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from engine.binding import Binding, Graph, Precision
+from engine.bundle import (
+    FILE,
+    VERSION,
+    Bundle,
+    Defaults,
+    FileEntry,
+    Latents,
+    Limits,
+    Reference,
+    ReferenceCase,
+    SchedulerEntry,
+    Source,
+    Tables,
+    encode_bundle,
+    file_sha256,
+    sealed,
+)  # fmt: skip
+from engine.bundle import Tokenizer as TokenizerEntry
+
+COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t")
+ROWS, MAX_STEPS, MAX_TOKENS, WIDTH = 200, 100, 77, 32
+LATENT = (4, "height/8", "width/8")
+SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
+    "input_ids": ("int32", ("rows", "tokens"), "per_row"),
+    "encoder_hidden_states": ("float32", ("rows", "tokens", WIDTH), "per_row"),
+    "table": ("float32", ("samples", ROWS, len(COLUMNS)), "per_sample"),
+    "noise": ("float32", ("samples", "draws", *LATENT), "per_sample"),
+    "guidance_scale": ("float32", ("samples",), "per_sample"),
+    "cond_row": ("int32", ("samples",), "per_sample"),
+    "uncond_row": ("int32", ("samples",), "per_sample"),
+    "sample_of_row": ("int32", ("rows",), "per_sample"),
+    "latents": ("float32", ("samples", *LATENT), "carried"),
+    "history": ("float32", ("samples", 4, *LATENT), "carried"),
+    "row": ("int32", ("samples",), "carried"),
+    "next_latents": ("float32", ("samples", *LATENT), "carried"),
+    "next_history": ("float32", ("samples", 4, *LATENT), "carried"),
+    "next_row": ("int32", ("samples",), "carried"),
+    "sample": ("float32", ("rows", *LATENT), "transient"),
+    "timestep": ("float32", ("rows",), "transient"),
+    "noise_pred": ("float32", ("rows", *LATENT), "transient"),
+    "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+}
+HALVES = ("encoder_hidden_states", "sample", "noise_pred")
+"""The wires that are float16 in the fp16 variant."""
+SIGNATURES: dict[str, tuple[str, str, str]] = {
+    "conditioning": ("once", "input_ids", "encoder_hidden_states"),
+    "start": ("once", "table noise sample_of_row", "latents history row sample timestep"),
+    "denoiser": ("loop", "sample timestep encoder_hidden_states", "noise_pred"),
+    "solver": (
+        "loop",
+        "noise_pred latents history row table noise guidance_scale cond_row uncond_row sample_of_row",
+        "next_latents next_history next_row sample timestep",
+    ),
+    "decoder": ("final", "latents", "images"),
+}
+
+
+def write_bundle(folder: Path, precisions: Sequence[Precision] = ("fp32",)) -> Path:
+    """Write the bundle and return its folder."""
+    for precision in precisions:
+        for name in SIGNATURES:
+            path = folder / "graphs" / precision / f"{name}.onnx"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"{precision} {name}".encode())
+    np.savez(folder / "tables.npz", **{f"{s}/{n}": table(s, n) for s in SCHEDULERS for n in range(1, MAX_STEPS + 1)})
+    np.savez(folder / "reference.npz", **{"small/decoder/latents": np.zeros((1, 4, 16, 16), np.float32)})
+    tokenizer().save(str(folder / "tokenizer.json"))
+    variants = {p: tuple(graph(name, p) for name in SIGNATURES) for p in precisions}
+    (folder / FILE).write_bytes(encode_bundle(sealed(description(folder, variants))))
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change bundle.json as someone would who then computes its hash and those of the files again."""
+    body = json.loads((folder / FILE).read_bytes())
+    body["files"] = {name: file_entry(folder / name) for name in body["files"] if (folder / name).is_file()}
+    change(body)
+    (folder / FILE).write_bytes(encode_bundle(sealed(msgspec.convert(body, Bundle))))
+
+
+def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> Bundle:
+    """bundle.json of the files in the folder, not yet sealed."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    return Bundle(
+        version=VERSION, sha256="", name=folder.name, family="sd", source=Source(path="../model", sha256="0" * 64),
+        made_with={"torch": "0"}, latents=Latents(channels=4, factor=8),
+        limits=Limits(min_px=128, max_px=512, multiple_px=8),
+        defaults=Defaults(height=128, width=136, num_inference_steps=3, guidance_scale=5.0, scheduler="euler"),
+        guidance_offset=0.0, tokenizer=TokenizerEntry(file="tokenizer.json", max_tokens=MAX_TOKENS),
+        tables=Tables(file="tables.npz", rows=ROWS, columns=COLUMNS, schedulers={
+            name: SchedulerEntry(class_name=name, settings={}, min_steps=1, max_steps=MAX_STEPS) for name in SCHEDULERS
+        }),
+        reference=Reference(file="reference.npz", cases=(
+            ReferenceCase(name="small", dims={"samples": 1, "height": 128, "width": 128}, fp16_error={}),
+        )),
+        variants=variants,
+        files={path.relative_to(folder).as_posix(): FileEntry(**file_entry(path)) for path in files},
+    )  # fmt: skip
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    return {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def graph(name: str, precision: Precision) -> Graph:
+    stage, inputs, outputs = SIGNATURES[name]
+    return Graph(
+        name=name, stage=stage, file=f"graphs/{precision}/{name}.onnx",
+        precision="fp32" if name in ("start", "solver") else precision,
+        inputs=tuple(binding(wire, precision) for wire in inputs.split()),
+        outputs=tuple(binding(wire, precision) for wire in outputs.split()),
+        carried={wire.removeprefix("next_"): wire for wire in outputs.split() if wire.startswith("next_")},
+    )  # fmt: skip
+
+
+def binding(name: str, precision: Precision) -> Binding:
+    dtype, shape, lifetime = SHAPES[name]
+    half = precision == "fp16" and name in HALVES
+    return Binding(name=name, dtype="float16" if half else dtype, shape=shape, lifetime=lifetime)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """One token per byte, between <s> and </s>, cut and padded to 77."""
+    words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE({word: k for k, word in enumerate(words)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    made.enable_truncation(MAX_TOKENS)
+    made.enable_padding(length=MAX_TOKENS, pad_id=1, pad_token="</s>")
+    return made
+
+
+def sigmas(steps: int) -> NDArray[np.float64]:
+    """(steps + 1,): from 14 down to 0."""
+    return np.append(np.geomspace(14.0, 0.1, steps), 0.0)
+
+
+def table(scheduler: str, steps: int) -> NDArray[np.float32]:
+    """(steps + 1, columns): row 0 starts the loop; see export/solver.py for the equation of the others."""
+    levels, (step, s) = sigmas(steps), SCHEDULERS[scheduler]
+    first = {"c": 14.0} if scheduler != "multistep" else {"c": 1.0}
+    rows = [first, *(step(k, now, after) for k, (now, after) in enumerate(pairwise(levels)))]
+    out = np.zeros((steps + 1, len(COLUMNS)), np.float32)
+    for k, row in enumerate(rows):
+        values = {**row, "s": s(levels[k]), "t": 1000 * levels[k] / 14}
+        out[k] = [values.get(column, 0.0) for column in COLUMNS]
+    return out
+
+
+def _euler(k: int, now: float, after: float) -> dict[str, float]:
+    return {"a": 1.0, "d": after - now}
+
+
+def _ancestral(k: int, now: float, after: float) -> dict[str, float]:
+    """Down to a lower level, then up again by fresh noise; the last step draws none."""
+    up = 0.5 * after
+    down = np.sqrt(after**2 - up**2)
+    return {"a": 1.0, "d": down - now, "c": up, "j": float(k + 1) if after else 0.0}
+
+
+def _multistep(k: int, now: float, after: float) -> dict[str, float]:
+    """m = x − 0.1·e; x' = 0.5·x + 0.5·m at first, then + 0.75·m − 0.25·m[-1]."""
+    past = {"b0": 0.5} if k == 0 else {"b0": 0.75, "b1": -0.25}
+    return {"p": 1.0, "q": -0.1, "a": 0.5, **past}
+
+
+SCHEDULERS: dict[str, tuple[Callable[[int, float, float], dict[str, float]], Callable[[float], float]]] = {
+    "euler": (_euler, lambda sigma: 1 / np.sqrt(sigma**2 + 1)),
+    "ancestral": (_ancestral, lambda sigma: 1 / np.sqrt(sigma**2 + 1)),
+    "multistep": (_multistep, lambda sigma: 1.0),
+}
