@@ -24,6 +24,7 @@ from engine.bundle import (
     Source,
     Tables,
     Tokenizer,
+    decode_bundle,
     encode_bundle,
     file_sha256,
     sealed,
@@ -74,7 +75,9 @@ def export_bundle(
             files=file_entries(folder),
         )  # fmt: skip
         bundle = sealed(bundle)
-        (folder / FILE).write_bytes(encode_bundle(bundle))
+        written = encode_bundle(bundle)
+        decode_bundle(written, out / FILE)  # what load would refuse is not written
+        (folder / FILE).write_bytes(written)
     return bundle
 
 

@@ -78,6 +78,8 @@ class Solver(nn.Module):
         uncond = torch.index_select(noise_pred, 0, uncond_row).float()
         e = uncond + guidance_scale.view(-1, 1, 1, 1) * (cond - uncond)
         at = Row(table, row)
+        # A sample that is done takes nothing of e: not even 0·inf, should the denoiser overflow on it meanwhile.
+        e = torch.where((at("q") == 0) & (at("d") == 0), torch.zeros_like(e), e)
         m = at("p") * latents + at("q") * e
         x = at("a") * latents + at("d") * e + at("b0") * m
         for k in range(HISTORY):

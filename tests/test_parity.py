@@ -98,3 +98,21 @@ def test_given_noise_gives_the_seeds_picture(onnxruntime: Pipeline) -> None:
     given = onnxruntime.generate(Request(seed=8, **common, latents=bank[None, 0], noise=bank[None, 1:3]))
     assert np.array_equal(seeded.arrays, used.arrays)
     assert np.array_equal(seeded.arrays, given.arrays)
+
+
+def test_is_the_picture_of_diffusers_own_pipeline(onnxruntime: Pipeline, root: Path) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    theirs = StableDiffusionPipeline.from_pretrained(root / "models" / "emoji", dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    latents = np.random.default_rng(0).standard_normal((2, 4, 16, 16)).astype(np.float32)
+    ours = Request(
+        prompt=PROMPTS[0], negative_prompt="blurry", height=128, width=128, num_inference_steps=4, guidance_scale=3.0,
+        num_images=2, latents=latents,
+    )  # fmt: skip
+    expected = theirs(
+        prompt=[ours.prompt] * 2, negative_prompt=[ours.negative_prompt] * 2, height=128, width=128,
+        num_inference_steps=4, guidance_scale=3.0, latents=torch.from_numpy(latents), output_type="np",
+    ).images  # fmt: skip
+    assert psnr_db(onnxruntime.generate(ours).arrays, np.round(expected * 255)) >= MIN_PSNR_DB

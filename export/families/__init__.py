@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from engine.bundle import Defaults, Latents, Limits
 from engine.errors import SourceError
 from export.graph import GraphSpec
 from export.source import read_index
+
+FAMILIES = {"StableDiffusionPipeline": "sd"}
+"""Pipeline classes of diffusers, and the module here that opens them; it is imported when it is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +41,12 @@ class Model:
 
 def open_model(source: Path) -> Model:
     """The model in a diffusers folder, by the pipeline class that model_index.json names. Raises SourceError."""
-    from export.families import sd
-
-    families = {"StableDiffusionPipeline": sd.open_model}
     name = read_index(source).get("_class_name")
-    if name not in families:
+    if name not in FAMILIES:
         raise SourceError(
-            str(source / "model_index.json"), actual=f"_class_name {name!r}", allowed=", ".join(families),
+            str(source / "model_index.json"), actual=f"_class_name {name!r}", allowed=", ".join(FAMILIES),
             remedy="Export a supported pipeline; other families follow.",
         )  # fmt: skip
-    return families[name](source)
+    family = importlib.import_module(f"export.families.{FAMILIES[name]}")
+    model: Model = family.open_model(source)
+    return model

@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         z = (latents / self.vae.config.scaling_factor).to(self.dtype)
         pixels = self.vae.decode(z, return_dict=False)[0].float()
         scaled = torch.clamp(pixels / 2 + 0.5, 0, 1) * 255
-        return torch.round(scaled).to(torch.uint8).permute(0, 2, 3, 1)
+        return torch.round(scaled).permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT has uint8 at its borders only
 
 
 def open_model(source: Path) -> Model:

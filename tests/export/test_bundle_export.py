@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from engine.bundle import FILE, HOST_INPUTS, load_bundle, verified_path
+from engine.bundle import FILE, load_bundle, verified_path
 from engine.errors import ExportMismatch, OptionInvalid, OutputError, SchedulerUnsupported, SourceError
+from engine.wiring import host_wires
 from export import bundle as export_module
 from export.bundle import export_bundle
 from export.place import placed_folder
@@ -43,7 +44,7 @@ def test_fp16_graphs_keep_solver_arithmetic_in_fp32(tiny_bundle: Path) -> None:
     for graph in bundle.graphs("fp16"):
         assert graph.precision == ("fp32" if graph.name in ("start", "solver") else "fp16")
         for binding in graph.bindings:
-            if binding.name in (*HOST_INPUTS, "latents", "history", "timestep"):
+            if binding.name in (*host_wires(4, 8, 200, 13), "latents", "history", "timestep"):
                 assert binding.dtype in ("float32", "int32")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "epsilon": SCALED_LINEAR,
     "v_prediction": {**SCALED_LINEAR, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
 }
+ROOT = Path(__file__).resolve().parents[2]
+EMOJI = ROOT / "models" / "emoji" / "scheduler" / "scheduler_config.json"
+if EMOJI.exists():
+    CONFIGS["emoji"] = json.loads(EMOJI.read_text())
 STEPS = (1, 2, 3, 4, 8, 20, 50, 100)
 SHAPE = (1, 4, 8, 8)
 TOLERANCE = 1e-5
+ROUNDING = 2.0**-24
+"""Of float32. Euler adds and subtracts numbers as large as σ to get one of size 1, in diffusers' loop as in ours, so
+where σ starts above 168 (emoji: see bank_scale) the two differ by this much of σ."""
 
 
 def model(sample: Tensor, timestep: Tensor) -> Tensor:
@@ -35,6 +44,11 @@ def model(sample: Tensor, timestep: Tensor) -> Tensor:
 def noises(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(SHAPE, generator=generator) for _ in range(ROWS)]
+
+
+def bank_scale(name: str, config: str) -> float:
+    """The σ that a scheduler starts its loop at; 1 for those that keep the latents at variance 1."""
+    return float(make_scheduler(name, CONFIGS[config]).init_noise_sigma)
 
 
 def diffusers_loop(scheduler: Any, steps: int, bank: list[Tensor]) -> Tensor:
@@ -75,7 +89,9 @@ def test_replays_the_real_loop(name: str, config: str) -> None:
         expected = diffusers_loop(make_scheduler(name, CONFIGS[config]), steps, bank)
         actual = graph_loop(table(name, make_scheduler(name, CONFIGS[config]), steps), bank)
         error = float((actual - expected).norm() / expected.norm())
-        assert error <= TOLERANCE, f"{name}, {config}, {steps} steps: {error:.1e}"
+        assert error <= max(TOLERANCE, ROUNDING * bank_scale(name, config)), (
+            f"{name}, {config}, {steps} steps: {error:.1e}"
+        )
 
 
 def test_a_guided_sample_mixes_its_two_rows_by_index() -> None:
