@@ -1,0 +1,75 @@
+"""Stand-ins for what commands drive: a pipeline that paints grey and a plan without code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+
+import engine.plan
+from engine.bundle import Bundle, FileEntry, file_sha256, load_bundle
+from engine.plan import PlanInfo, identity_of, info_path, plan_path, seal
+from engine.profiles import parse_profile
+from runtime.backends import Verdict
+from runtime.images import Result
+
+
+@dataclass
+class FakePipeline:
+    """Pipeline's face: checks the bundle, counts steps, paints every image in one grey."""
+
+    bundle: Bundle
+    verdicts: ClassVar = (Verdict("tensorrt", "no GPU here"), Verdict("onnxruntime", None))
+    backend: ClassVar = SimpleNamespace(name="onnxruntime", device="cpu", precision="fp32")
+    requests: ClassVar[list[object]] = []
+
+    @classmethod
+    def load(cls, folder: Path, backend: str = "auto", **options: object) -> FakePipeline:
+        return cls(load_bundle(Path(folder)))
+
+    def __enter__(self) -> FakePipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def generate(self, request, on_step=None) -> Result:
+        self.requests.append(request)
+        total = request.num_inference_steps or 20
+        for index in range(1, total + 1):
+            if on_step is not None:
+                on_step(SimpleNamespace(index=index, total=total))
+        arrays = np.full((request.num_images, 16, 16, 3), 128, np.uint8)
+        return Result(arrays, {"loop": 0.5, "total": 0.75}, request.metadata())
+
+
+def assert_refused(done, kind: str) -> None:
+    """Exit code 2, nothing on stdout, and on stderr one message of that kind with its four parts."""
+    assert done.exit_code == 2, done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith(f"{kind}: ")]
+    assert len(lines) == 1, done.stderr
+    assert "got " in lines[0]
+    assert "allowed: " in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def write_plan(bundle_folder: Path) -> Path:
+    """Write a plan of the decoder whose code is four bytes, and return its path."""
+    bundle = load_bundle(bundle_folder)
+    profile = parse_profile("128@2", bundle)
+    decoder = next(graph for graph in bundle.graphs("fp32") if graph.name == "decoder")
+    identity = identity_of(bundle, decoder, "fp32", profile, "tensorrt_rtx", "1.7", ("8.6",))
+    plan = plan_path(bundle_folder, "tensorrt_rtx", profile, decoder.name)
+    plan.parent.mkdir(parents=True)
+    plan.write_bytes(b"code")
+    info = PlanInfo(
+        version_of_schema=engine.plan.VERSION, sha256="", identity=identity,
+        plan=FileEntry(size_bytes=4, sha256=file_sha256(plan)), mode="strong", machine=None, warnings=0, seconds=1.0,
+        verified="",
+    )  # fmt: skip
+    info_path(plan).write_bytes(seal(info))
+    return plan

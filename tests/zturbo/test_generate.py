@@ -1,0 +1,110 @@
+"""`zturbo generate`: options become a Request, --json is one object, and what is wrong ends with exit code 2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from engine.errors import ExecutionFailed
+from tests.zturbo.stand_ins import FakePipeline, assert_refused
+
+
+def test_options_become_a_request(zturbo, small_bundle, fake_pipeline):
+    zturbo(
+        "generate", small_bundle, "a cat", "--negative", "a dog", "--steps", 4, "--guidance", 2.5, "--scheduler",
+        "ddim", "--seed", 7, "--height", 128, "--width", 136, "-n", 3,
+    )  # fmt: skip
+    request = fake_pipeline.requests[0]
+    assert (request.prompt, request.negative_prompt, request.scheduler) == ("a cat", "a dog", "ddim")
+    assert (request.num_inference_steps, request.guidance_scale, request.seed) == (4, 2.5, 7)
+    assert (request.height, request.width, request.num_images) == (128, 136, 3)
+
+
+def test_json_is_one_object_and_the_pictures_are_there(zturbo, small_bundle, fake_pipeline, tmp_path):
+    done = zturbo("generate", small_bundle, "a cat", "-n", 2, "--out", "pictures", "--json")
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"paths", "seconds", "metadata"}
+    assert answer["metadata"]["prompt"] == "a cat"
+    assert len(answer["paths"]) == 2
+    for path in answer["paths"]:
+        with Image.open(tmp_path / path) as image:
+            assert json.loads(image.text["zturbo"])["prompt"] == "a cat"
+
+
+def test_stderr_names_the_backend_and_why_not_the_others(zturbo, small_bundle, fake_pipeline):
+    done = zturbo("generate", small_bundle, "a cat", "--json")
+    assert "not tensorrt: no GPU here" in done.stderr
+    assert "backend: onnxruntime, fp32, on cpu" in done.stderr
+
+
+BAD_OPTIONS = {
+    "steps": ("--steps", 0), "many steps": ("--steps", 101), "nan": ("--guidance", "nan"), "inf": ("--guidance", "inf"),
+    "guidance": ("--guidance", -1), "seed": ("--seed", -1), "big seed": ("--seed", 2**63), "none": ("-n", 0),
+    "many": ("-n", 17), "height": ("--height", 0), "negative": ("--negative", "x" * 4001),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_bad_options_are_typed_errors(zturbo, small_bundle, fake_pipeline, tmp_path, options):
+    done = zturbo("generate", small_bundle, "a cat", *options)
+    assert_refused(done, "RequestInvalid")
+    assert not (tmp_path / "out").exists()
+    assert not fake_pipeline.requests
+
+
+@pytest.mark.parametrize("prompt", ["", "x" * 4001, "caf\udce9"], ids=["empty", "long", "not UTF-8"])
+def test_bad_prompts_are_typed_errors(zturbo, small_bundle, fake_pipeline, prompt):
+    assert_refused(zturbo("generate", small_bundle, prompt), "RequestInvalid")
+
+
+def test_a_number_that_is_none_is_a_usage_error(zturbo, small_bundle):
+    done = zturbo("generate", small_bundle, "a cat", "--steps", "many")
+    assert done.exit_code == 2
+    assert "--steps" in done.stderr
+
+
+def test_missing_bundle(zturbo, fake_pipeline):
+    assert_refused(zturbo("generate", "nowhere", "a cat"), "BundleMissing")
+
+
+def test_truncated_bundle(zturbo, small_bundle, fake_pipeline):
+    (small_bundle / "tables.npz").write_bytes(b"")
+    assert_refused(zturbo("generate", small_bundle, "a cat"), "BundleDamaged")
+
+
+def test_output_below_a_regular_file_is_refused_before_any_work(zturbo, small_bundle, fake_pipeline, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(zturbo("generate", small_bundle, "a cat", "--out", "file/pictures"), "OutputError")
+    assert not fake_pipeline.requests
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_interrupt_ends_with_130_and_leaves_nothing(zturbo, small_bundle, fake_pipeline, monkeypatch, tmp_path):
+    def interrupted(self: FakePipeline, request: object, on_step: object = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakePipeline, "generate", interrupted)
+    done = zturbo("generate", small_bundle, "a cat")
+    assert done.exit_code == 130
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vendors_failure_is_told_without_a_traceback(zturbo, small_bundle, fake_pipeline, monkeypatch):
+    def fails(self: FakePipeline, request: object, on_step: object = None) -> None:
+        raise ExecutionFailed("denoiser", actual="[no memory]", allowed="success", remedy="Ask for fewer images.")
+
+    monkeypatch.setattr(FakePipeline, "generate", fails)
+    done = zturbo("generate", small_bundle, "a cat")
+    assert_refused(done, "ExecutionFailed")
+    assert "[no memory]" in done.stderr
+
+
+def test_what_nobody_foresaw_is_not_swallowed(zturbo, small_bundle, fake_pipeline, monkeypatch):
+    def breaks(self: FakePipeline, request: object, on_step: object = None) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(FakePipeline, "generate", breaks)
+    done = zturbo("generate", small_bundle, "a cat")
+    assert isinstance(done.exception, ZeroDivisionError)

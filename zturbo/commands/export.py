@@ -1,0 +1,46 @@
+"""`zturbo export`: a model in diffusers layout becomes a bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from engine.binding import Precision
+from engine.bundle import Bundle
+from zturbo.console import bytes_text, print_json, progress
+from zturbo.extras import extra
+from zturbo.places import bundle_folder, check_writable
+
+Precisions = Literal["both", "fp32", "fp16"]
+BOTH: tuple[Precision, ...] = ("fp32", "fp16")
+
+
+def run(
+    source: Annotated[Path, typer.Argument(help="A folder in diffusers layout, such as models/emoji.")],
+    out: Annotated[Path | None, typer.Option(help="The bundle's folder; default: trt_models/<name>.")] = None,
+    precision: Annotated[Precisions, typer.Option(help="fp16 is what TensorRT gets.")] = "both",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Export a model in diffusers layout to a bundle, and check every graph against the model."""
+    folder = bundle_folder(source) if out is None else out
+    begun = time.perf_counter()
+    bundle = export_model(source, folder, BOTH if precision == "both" else (precision,))
+    seconds = time.perf_counter() - begun
+    size_bytes = sum(entry.size_bytes for entry in bundle.files.values())
+    if as_json:
+        facts = {"bundle": str(folder), "sha256": bundle.sha256, "size_bytes": size_bytes, "seconds": round(seconds, 3)}
+        print_json(facts)
+    else:
+        typer.echo(f"{folder}: {len(bundle.files)} files, {bytes_text(size_bytes)}, in {seconds:.0f} s")
+
+
+def export_model(source: Path, folder: Path, precisions: tuple[Precision, ...] = BOTH) -> Bundle:
+    """Export with a progress bar. Raises what `export_bundle` raises, and ZturboError without the extra `export`."""
+    check_writable(folder.parent)
+    with extra("export", command="export"):
+        from export.bundle import export_bundle
+    with progress() as advance:
+        return export_bundle(source, folder, precisions=precisions, on_progress=advance)
