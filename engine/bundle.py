@@ -137,7 +137,7 @@ class Bundle(Struct, frozen=True):
     def graphs(self, precision: Precision) -> tuple[Graph, ...]:
         """The graphs of one precision. Raises OptionInvalid where the bundle has none of it."""
         if precision not in self.variants:
-            export = f"Run `zturbo export {self.source.path} --precision {precision}`."
+            export = "Export the source again with `--precision both`."
             raise OptionInvalid(
                 f"bundle '{self.name}', precision", actual=precision, allowed=", ".join(self.variants),
                 remedy=export if precision in get_args(Precision) else "Choose one of these.",
@@ -157,7 +157,7 @@ def load_bundle(folder: Path) -> Bundle:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BundleMissing(
             str(folder), actual=f"no readable {FILE} ({reason})", allowed="a folder written by export",
-            remedy=f"Run `zturbo export models/{folder.name}` (or `make bundle MODEL={folder.name}`).",
+            remedy=f'Run `zturbo export SOURCE --out "{folder}"`.',
         ) from error  # fmt: skip
     bundle = decode_bundle(raw, path)
     for name, entry in bundle.files.items():

@@ -29,7 +29,7 @@ from engine.bundle import (
     file_sha256,
     sealed,
 )  # fmt: skip
-from engine.errors import OptionInvalid
+from engine.errors import OptionInvalid, OutputError
 from export import reference
 from export.check import check_graph
 from export.families import Model, open_model
@@ -54,8 +54,9 @@ def export_bundle(
     Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` is untouched.
     """
     _check_precisions(precisions)
+    _check_apart(source, out)
     model = open_model(source)
-    steps = Steps(3 + len(precisions) * 5, on_progress)
+    steps = Steps(3 + len(precisions) * len(model.graphs), on_progress)
     with placed_folder(out) as folder:
         steps("tokenizer")
         export_tokenizer(source / "tokenizer", folder / FILES["tokenizer"], model.max_tokens)
@@ -85,10 +86,8 @@ def write_tables(model: Model, folder: Path) -> Tables:
     """Probe every scheduler at every step count into tables.npz."""
     arrays, entries = {}, {}
     for name, (class_name, settings) in SCHEDULERS.items():
-        scheduler = make_scheduler(name, model.scheduler_config)
         for count in range(1, MAX_STEPS + 1):
-            arrays[f"{name}/{count}"] = table(name, scheduler, count)
-            scheduler = make_scheduler(name, model.scheduler_config)
+            arrays[f"{name}/{count}"] = table(name, make_scheduler(name, model.scheduler_config), count)
         entries[name] = SchedulerEntry(class_name=class_name, settings=settings, min_steps=1, max_steps=MAX_STEPS)
     np.savez_compressed(folder / FILES["tables"], **arrays)  # type: ignore[arg-type]
     return Tables(file=FILES["tables"], rows=ROWS, columns=COLUMNS, schedulers=entries)
@@ -162,6 +161,16 @@ class Steps:
 
 def _file(precision: Precision, spec: GraphSpec) -> str:
     return f"graphs/{precision}/{spec.name}.onnx"
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """A bundle never lies in its source, nor around it."""
+    a, b = source.resolve(), out.resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        raise OutputError(
+            str(out), actual=f"a place that shares files with the source {source}", allowed="a folder apart from it",
+            remedy="Choose another place with --out.",
+        )  # fmt: skip
 
 
 def _relative(source: Path, out: Path) -> str:

@@ -12,6 +12,7 @@ Does not know graphs or bundles; the graph that executes a row is export/solver_
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,22 +32,23 @@ ROWS = 200  # the start row, and up to 199 evaluations: what Heun needs for 100 
 RESIDUAL = 2e-6  # schedulers compute in float32; a row that explains less is not linear in this form
 UNUSED = 1e-9  # less of a unit of noise than this is rounding
 
+PLAIN = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), False)
+DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, **PLAIN}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "euler": ("EulerDiscreteScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", PLAIN),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "dpmpp_2m_karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
-    ),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", DPMPP_2M),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {**DPMPP_2M, "use_karras_sigmas": True}),
 }
 """Our names: the diffusers class, and the settings that make it the scheduler of that name."""
 
-REFUSED = {
-    "thresholding": "dynamic thresholding is not linear in the model's output",
-    "clip_sample": "clipping the predicted sample is not linear in the model's output",
+REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "thresholding": (bool, "dynamic thresholding is not linear in the model's output"),
+    "clip_sample": (bool, "clipping the predicted sample is not linear in the model's output"),
+    "variance_type": (lambda v: str(v).startswith("learned"), "a learned variance is a second output of the model"),
 }
+"""Settings, the values of them that are refused, and why."""
 
 Vector = NDArray[np.float64]
 Table = NDArray[np.float32]
@@ -72,17 +74,31 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     Raises SchedulerUnsupported where a setting is not linear.
     """
     class_name, settings = SCHEDULERS[name]
-    for setting, reason in REFUSED.items():
-        if config.get(setting):
-            raise _unsupported(name, f"{setting}=True: {reason}", f"Set {setting} to false in scheduler_config.json.")
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    return getattr(diffusers, class_name).from_config({**plain, **settings})
+    for setting, (refused, reason) in REFUSED.items():
+        if refused(config.get(setting)):
+            actual = f"{setting}={config[setting]}: {reason}"
+            raise _unsupported(name, actual, f"Change {setting} in scheduler_config.json.")
+    kind = getattr(diffusers, class_name)
+    known = inspect.signature(kind.__init__).parameters
+    with refusals(name):
+        return kind.from_config({key: value for key, value in {**config, **settings}.items() if key in known})
+
+
+@contextlib.contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """What diffusers raises for settings it does not take, as SchedulerUnsupported."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, IndexError, AssertionError) as error:
+        raise _unsupported(
+            name, f"settings that diffusers refuses ({error})", "Correct scheduler_config.json."
+        ) from error
 
 
 def own_name(config: Mapping[str, Any]) -> str | None:
     """Our name of the scheduler that a model's scheduler_config describes; None where we have no tables for it."""
     for name, (class_name, settings) in reversed(SCHEDULERS.items()):
-        if config.get("_class_name") == class_name and all(config.get(k, v) == v for k, v in settings.items()):
+        if config.get("_class_name") == class_name and all(config.get(k, v) in (v, None) for k, v in settings.items()):
             return name
     return None
 
@@ -120,7 +136,8 @@ def table(name: str, scheduler: Any, steps: int) -> Table:
 
     Raises SchedulerUnsupported where a step is not of the row's form.
     """
-    run = probe(scheduler, steps)
+    with refusals(name):
+        run = probe(scheduler, steps)
     count = len(run.scales)
     rows = np.zeros((count + 1, len(COLUMNS)))
     at = {column: k for k, column in enumerate(COLUMNS)}
@@ -178,14 +195,6 @@ def replaced_noise(scheduler: Any, draw: Callable[[], torch.Tensor]) -> Iterator
         yield
     finally:
         module.randn_tensor = original  # type: ignore[attr-defined]
-
-
-def tables(config: Mapping[str, Any], max_steps: int = MAX_STEPS) -> dict[str, dict[int, Table]]:
-    """Every scheduler of SCHEDULERS at 1 to max_steps steps over a model's scheduler_config."""
-    return {
-        name: {steps: table(name, make_scheduler(name, config), steps) for steps in range(1, max_steps + 1)}
-        for name in SCHEDULERS
-    }
 
 
 def _vector(tensor: torch.Tensor) -> Vector:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from engine.binding import Array
+from engine.errors import OptionInvalid
 from runtime.backends.base import Backend
 from runtime.memory import Wiring
 
@@ -19,27 +20,39 @@ AHEAD = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One step that was launched: its index from 1, and how many there are."""
+    """One step that was launched: its index from 1, and how many the call makes in all its batches."""
 
     index: int
     total: int
     _wiring: Wiring = field(repr=False)
+    _position: int = field(repr=False)
 
     def latents(self) -> Array:
-        """(samples, C, H/8, W/8) float32 after this step; waits for the device. Valid until the next step."""
-        return self._wiring.read("latents", self.index)
+        """(samples, C, H/8, W/8) float32 after this step; waits for the device.
+
+        Only on_step may ask, while the step is the last one launched. Raises OptionInvalid afterwards.
+        """
+        if self._wiring.position != self._position:
+            raise OptionInvalid(
+                f"step {self.index}, latents", actual="a step that is over", allowed="the step that on_step was given",
+                remedy="Read them within on_step, and keep the array.",
+            )  # fmt: skip
+        return self._wiring.read("latents")
 
 
-def denoise(backend: Backend, wiring: Wiring, evaluations: int) -> Iterator[Step]:
-    """Launch the loop's graphs `evaluations` times; the caller may stop at any step by not asking for the next."""
+def denoise(backend: Backend, wiring: Wiring, evaluations: int, before: int, total: int) -> Iterator[Step]:
+    """Launch the loop's graphs `evaluations` times; close the generator to stop at any step.
+
+    before, total: steps of the call's earlier batches, and of all of them.
+    """
     marks: deque[Callable[[], None]] = deque()
     try:
         for index in range(evaluations):
-            wiring.launch("loop", index)
+            wiring.launch("loop")
             marks.append(backend.mark())
             if len(marks) > AHEAD:
                 marks.popleft()()
-            yield Step(index + 1, evaluations, wiring)
+            yield Step(before + index + 1, total, wiring, wiring.position)
     finally:  # also where the caller stopped: the next batch may write to these buffers
         for mark in marks:
             mark()

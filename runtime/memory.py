@@ -20,11 +20,12 @@ TURNS: dict[Stage, int] = {"once": 1, "loop": 2, "final": 2}
 
 
 class Wiring:
-    """Buffers and launches of one set of dims."""
+    """Buffers and launches of one set of dims. position: steps since the stage `once` was launched."""
 
     def __init__(self, backend: Backend, graphs: Sequence[Graph], dims: Dims) -> None:
         bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
         self.buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
+        self.position = 0
         carried = {name: after for graph in graphs for name, after in graph.carried.items()}
         swapped = {**self.buffers}
         for name, after in carried.items():
@@ -40,14 +41,18 @@ class Wiring:
         for name, array in arrays.items():
             self.buffers[name].write(array)
 
-    def launch(self, stage: Stage, turn: int = 0) -> None:
-        """Launch a stage's graphs in order. turn: how often the carried pairs have changed places."""
-        for launch in self._launches[stage][turn % TURNS[stage]]:
+    def launch(self, stage: Stage) -> None:
+        """Launch a stage's graphs in order; after `loop` the carried pairs have changed places."""
+        if stage == "once":
+            self.position = 0
+        for launch in self._launches[stage][self.position % TURNS[stage]]:
             launch()
+        if stage == "loop":
+            self.position += 1
 
-    def read(self, name: str, turn: int = 0) -> Array:
-        """A wire's value on the host after `turn` steps."""
-        return self._turns[turn % 2][name].read()
+    def read(self, name: str) -> Array:
+        """A wire's value on the host, after what was launched."""
+        return self._turns[self.position % 2][name].read()
 
 
 def _bind(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -87,13 +87,16 @@ class Pipeline:
         with self._turn():
             self._check_open()
             seconds = dict.fromkeys(STAGES, 0.0)
-            samples = [sample for one in resolved for sample in one.samples]
-            pictures = [
-                image for batch in self._batches(samples, resolved[0]) for image in self._paint(batch, seconds, on_step)
-            ]
+            batches = self._batches([sample for one in resolved for sample in one.samples], resolved[0])
+            before, total, pictures = 0, sum(batch.evaluations for batch in batches), []
+            for batch in batches:
+                pictures += list(self._paint(batch, seconds, on_step, before, total))
+                before += batch.evaluations
         return self._results(resolved, pictures, seconds)
 
-    def _paint(self, batch: Batch, seconds: dict[str, float], on_step: OnStep | None) -> Pixels:
+    def _paint(
+        self, batch: Batch, seconds: dict[str, float], on_step: OnStep | None, before: int, total: int
+    ) -> Pixels:
         """One batch from prompts to pixels: (samples, H, W, 3) uint8. Adds each stage's wall time to seconds."""
         clock = Clock(seconds)
         wiring = self._wirings.get(batch.dims)
@@ -101,19 +104,25 @@ class Pipeline:
         wiring.launch("once")
         self.backend.mark()()
         clock.lap("conditioning")
-        for step in denoise(self.backend, wiring, batch.evaluations):
-            if on_step is not None:
-                on_step(step)
+        with closing(denoise(self.backend, wiring, batch.evaluations, before, total)) as steps:
+            for step in steps:
+                if on_step is not None:
+                    on_step(step)
         clock.lap("loop")
-        wiring.launch("final", batch.evaluations)
-        images = wiring.read("images", batch.evaluations)
+        wiring.launch("final")
+        images = wiring.read("images")
         clock.lap("decode")
         clock.total()
         return images.astype(np.uint8, copy=False)
 
-    def _batches(self, samples: Sequence[Sample], first: Resolved) -> Iterator[Batch]:
-        for group in split(samples, self.backend.max_rows(first.height, first.width)):
-            yield Batch(group, first.latent_shape, first.height, first.width, self._tokenizer.max_tokens)
+    def _batches(self, samples: Sequence[Sample], first: Resolved) -> list[Batch]:
+        """The samples in batches, each of which fits: where one does not, none is painted."""
+        shape = first.latent_shape, first.height, first.width, self._tokenizer.max_tokens
+        groups = split(samples, self.backend.max_rows(first.height, first.width))
+        batches = [Batch(group, *shape) for group in groups]
+        for batch in batches:
+            self._wirings.get(batch.dims)
+        return batches
 
     def _wire(self, dims: Dims) -> Wiring:
         return Wiring(self.backend, self.bundle.graphs(self.backend.precision), dims)

@@ -22,8 +22,8 @@ FAMILIES = {"StableDiffusionPipeline": "sd"}
 class Model:
     """A source model, opened by its family.
 
-    components: the folders that its hash covers. specs: the graphs of one precision, in the order they run in;
-    modules are fresh on each call. vocabulary: how many token ids the conditioning takes.
+    components: the folders that its hash covers. graphs: their names, in the order they run in; specs makes those of
+    one precision, with fresh modules on each call. vocabulary: how many token ids the conditioning takes.
     """
 
     family: str
@@ -36,6 +36,7 @@ class Model:
     scheduler_config: dict[str, Any]
     max_tokens: int
     vocabulary: int
+    graphs: tuple[str, ...]
     specs: Callable[[Precision], tuple[GraphSpec, ...]]
 
 

@@ -99,7 +99,7 @@ def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[s
         limits=Limits(min_px=min(128, side), max_px=2 * side, multiple_px=factor),
         defaults=read_defaults(source, defaults), scheduler_config=scheduler,
         max_tokens=text["max_position_embeddings"], vocabulary=text["vocab_size"],
-        specs=lambda precision: graphs(source, precision, unet, factor),
+        graphs=tuple(SIGNATURES), specs=lambda precision: graphs(source, precision, unet, factor),
     )  # fmt: skip
 
 

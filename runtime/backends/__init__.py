@@ -34,13 +34,17 @@ def open_backend(name: str, folder: Path, bundle: Bundle, options: BackendOption
     if name != "auto":
         return open_one(name, folder, bundle, options), [Verdict(name, None)]
     verdicts: list[Verdict] = []
+    wrong: OptionInvalid | None = None
     for candidate in NAMES:
         try:
             backend = open_one(candidate, folder, bundle, options)
         except (BackendUnavailable, OptionInvalid) as error:  # noqa: PERF203 - a device that only a later one knows
             verdicts.append(Verdict(candidate, str(error)))
+            wrong = error if isinstance(error, OptionInvalid) else wrong
         else:
             return backend, [*verdicts, Verdict(candidate, None)]
+    if wrong is not None:  # a device that none of them knows
+        raise wrong
     reasons = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts)
     raise BackendUnavailable(
         f"bundle '{bundle.name}'", actual=f"no backend that runs here ({reasons})", allowed=", ".join(NAMES),

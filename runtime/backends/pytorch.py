@@ -6,7 +6,8 @@ Reaches export/ lazily; nothing of it is imported before this backend is opened.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,7 +66,7 @@ class PytorchBackend:
 
         def launch() -> None:
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(), strict(torch):
                     results = module(*inputs)
                     results = results if isinstance(results, tuple) else (results,)
                     for target, result in zip(outputs, results, strict=True):
@@ -86,8 +87,7 @@ class PytorchBackend:
         """An event on the GPU; nothing to wait for on the CPU."""
         if not self.device.startswith("cuda"):
             return _done
-        event = self._torch.cuda.Event()
-        event.record()
+        event = self._torch.cuda.current_stream(self.device).record_event()
         return cast("Callable[[], None]", event.synchronize)
 
     def close(self) -> None:
@@ -95,6 +95,20 @@ class PytorchBackend:
         self._modules.clear()
         if self.device.startswith("cuda"):
             self._torch.cuda.empty_cache()
+
+
+@contextmanager
+def strict(torch: Any) -> Iterator[None]:
+    """Within the block float32 is float32 on a GPU: torch lets convolutions round to TF32's ten bits by default."""
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    kept = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, value in zip(places, kept, strict=True):
+            place.allow_tf32 = value
 
 
 def _done() -> None:
@@ -108,7 +122,7 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
 
         from export.families import open_model
         from export.source import source_sha256
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise BackendUnavailable(
             "backend pytorch", actual=f"not importable ({error})", allowed="torch, diffusers and transformers",
             remedy="pip install 'zturbo[export]'.",
@@ -125,7 +139,10 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
     precision: Precision = options.precision or ("fp16" if device.startswith("cuda") else "fp32")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    modules = {spec.name: spec.module.to(device) for spec in model.specs(precision)}
+    try:
+        modules = {spec.name: spec.module.to(device) for spec in model.specs(precision)}
+    except (SourceError, RuntimeError) as error:  # out of memory among them
+        raise _no_source(source, f"not loadable on {device} ({error})", "weights that fit this device") from error
     return PytorchBackend(torch, modules, device, precision)
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from filelock import FileLock
 
 from engine.bundle import FILE, load_bundle, verified_path
 from engine.errors import ExportMismatch, OptionInvalid, OutputError, SchedulerUnsupported, SourceError
 from engine.wiring import host_wires
 from export import bundle as export_module
 from export.bundle import export_bundle
+from export.graph import consolidate
 from export.place import placed_folder
-from export.solver import COLUMNS, SCHEDULERS
+from export.solver import COLUMNS, SCHEDULERS, make_scheduler, table
 
 
 def test_writes_a_bundle_that_loads(tiny_bundle: Path) -> None:
@@ -145,6 +147,24 @@ def test_refuses_unknown_precisions(tiny_source: Path, tmp_path: Path) -> None:
         export_bundle(tiny_source, tmp_path / "out", precisions=("int4",))  # type: ignore[arg-type]
 
 
+def test_scheduler_names_mean_one_thing_whatever_the_source_says() -> None:
+    base = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    for name in SCHEDULERS:
+        plain, karras = (table(name, make_scheduler(name, {**base, "use_karras_sigmas": k}), 4) for k in (False, True))
+        assert np.array_equal(plain, karras)
+    tables = [table(name, make_scheduler(name, base), 4).tobytes() for name in SCHEDULERS]
+    assert len(set(tables)) == len(SCHEDULERS)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"variance_type": "learned_range"}, {"beta_schedule": "zzz"}, {"prediction_type": "zzz"}]
+)
+def test_settings_that_have_no_table_are_refused_by_name(source: Path, tmp_path: Path, settings: dict) -> None:
+    edit(source / "scheduler" / "scheduler_config.json", **settings)
+    with pytest.raises(SchedulerUnsupported, match="scheduler 'euler'"):
+        export_bundle(source, tmp_path / "out")
+
+
 def test_refuses_an_output_below_a_regular_file(tiny_source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -153,20 +173,58 @@ def test_refuses_an_output_below_a_regular_file(tiny_source: Path, tmp_path: Pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def placed(tmp_path: Path) -> Path:
+    """A bundle's folder with a plan."""
     target = tmp_path / "bundle"
     with placed_folder(target) as folder:
         (folder / FILE).write_text("old")
-    (target / "engines").mkdir()
-    with pytest.raises(RuntimeError), placed_folder(target) as folder:
+    (target / "engines" / "x").mkdir(parents=True)
+    (target / "engines" / "x" / "a.plan").write_text("plan")
+    return target
+
+
+OLD = {FILE: "old", "engines/x/a.plan": "plan"}
+NEW = {FILE: "new", "engines/x/a.plan": "plan"}
+
+
+def test_a_bundle_is_replaced_and_keeps_its_plans(placed: Path) -> None:
+    with placed_folder(placed) as folder:
+        (folder / FILE).write_text("new")
+    assert contents(placed) == NEW
+    assert sorted(path.name for path in placed.parent.iterdir()) == [".bundle.lock", "bundle"]
+
+
+def test_a_failed_write_leaves_the_old_bundle(placed: Path) -> None:
+    with pytest.raises(RuntimeError), placed_folder(placed) as folder:
         (folder / FILE).write_text("half")
         raise RuntimeError
-    assert (target / FILE).read_text() == "old"
-    with placed_folder(target) as folder:
-        (folder / FILE).write_text("new")
-    assert (target / FILE).read_text() == "new"
-    assert (target / "engines").is_dir()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.lock", "bundle"]
+    assert contents(placed) == OLD
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_swap_that_fails_or_dies_at_any_rename_loses_nothing(
+    placed: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    real, calls = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == failing + 1:
+            raise PermissionError(13, "in use", str(self))
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(OutputError), placed_folder(placed) as folder:
+            (folder / FILE).write_text("new")
+    with pytest.raises(RuntimeError), placed_folder(placed):
+        raise RuntimeError  # what the next export finds is put in order before it writes
+    assert contents(placed) == (OLD if failing < 2 else NEW)
 
 
 def test_a_swap_that_was_killed_is_undone(tmp_path: Path) -> None:
@@ -177,3 +235,41 @@ def test_a_swap_that_was_killed_is_undone(tmp_path: Path) -> None:
         raise RuntimeError
     assert (tmp_path / "bundle" / FILE).read_text() == "old"
     assert not (tmp_path / ".bundle.partial-x").exists()
+
+
+def test_only_a_bundle_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="other contents"), placed_folder(tmp_path / "mine"):
+        pass
+    assert contents(tmp_path / "mine") == {"thesis.txt": "mine"}
+
+
+def test_a_bundle_never_shares_a_folder_with_its_source(source: Path) -> None:
+    for out in (source, source / "bundle", source.parent):
+        with pytest.raises(OutputError, match="apart"):
+            export_bundle(source, out)
+    assert (source / "model_index.json").is_file()
+
+
+def test_one_writer_at_a_time(placed: Path) -> None:
+    with placed_folder(placed) as folder:
+        (folder / FILE).write_text("new")
+        with pytest.raises(OutputError, match="another export"), placed_folder(placed):
+            pass
+    lock = FileLock(placed / "engines" / "x" / ".lock")
+    with lock, pytest.raises(OutputError, match="a build"), placed_folder(placed) as folder:
+        (folder / FILE).write_text("newer")
+    assert contents(placed)[FILE] == "new"
+
+
+def test_scattered_weights_become_one_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    graph = onnx.load(tiny_bundle / "graphs" / "fp32" / "denoiser.onnx")
+    path = tmp_path / "denoiser.onnx"
+    onnx.save_model(graph, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=4096)
+    assert len(list(tmp_path.iterdir())) > 10
+    consolidate(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["denoiser.onnx", "denoiser.onnx.data"]
+    onnx.checker.check_model(str(path))
+    again = onnx.load(path)
+    assert {t.name: t.raw_data for t in again.graph.initializer} == {t.name: t.raw_data for t in graph.graph.initializer}

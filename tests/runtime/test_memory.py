@@ -29,21 +29,27 @@ def test_every_wire_has_one_buffer_of_its_shape(backend):
 
 def test_carried_pairs_change_places_each_step(backend):
     wiring = Wiring(backend, GRAPHS, DIMS)
+    for name in ("latents", "history", "row", "sample", "noise", "images"):
+        wiring.buffers[name].array[...] = 1
     for name in ("latents", "history", "row"):
-        wiring.buffers[name].array[...], wiring.buffers[f"next_{name}"].array[...] = 1, 2
-        assert [wiring.read(name, turn).max() for turn in range(4)] == [1, 2, 1, 2]
-        assert [wiring.read(f"next_{name}", turn).max() for turn in range(4)] == [2, 1, 2, 1]
-    for name in ("sample", "noise", "images"):
-        wiring.buffers[name].array[...] = 3
-        assert [wiring.read(name, turn).max() for turn in range(2)] == [3, 3]
+        wiring.buffers[f"next_{name}"].array[...] = 2
+    for position in range(4):
+        wiring.position = position
+        for name in ("latents", "history", "row"):
+            assert wiring.read(name).max() == 1 + position % 2
+            assert wiring.read(f"next_{name}").max() == 2 - position % 2
+        for name in ("sample", "noise", "images"):
+            assert wiring.read(name).max() == 1
 
 
 def test_a_step_reads_what_the_one_before_wrote(backend):
     wiring = Wiring(backend, GRAPHS, DIMS)
     wiring.launch("once")
     for turn in range(5):
-        assert wiring.read("row", turn).tolist() == [1 + turn] * 2
-        wiring.launch("loop", turn)
+        assert (wiring.position, wiring.read("row").tolist()) == (turn, [1 + turn] * 2)
+        wiring.launch("loop")
+    wiring.launch("once")
+    assert (wiring.position, wiring.read("row").tolist()) == (0, [1, 1])
 
 
 def test_what_is_read_is_a_copy(backend):
