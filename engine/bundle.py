@@ -218,7 +218,12 @@ def check_size(folder: Path, name: str, entry: FileEntry) -> None:
 
 def verified_path(folder: Path, bundle: Bundle, name: str) -> Path:
     """The path of one of the bundle's files, once its hash was compared. Raises BundleDamaged."""
-    path, entry = folder / name, bundle.files[name]
+    return verified_file(folder, name, bundle.files[name])
+
+
+def verified_file(folder: Path, name: str, entry: FileEntry) -> Path:
+    """The path of a file that is to be this entry's, once its hash was compared. Raises BundleDamaged."""
+    path = folder / name
     try:
         actual = file_sha256(path)
     except OSError as error:
@@ -226,6 +231,21 @@ def verified_path(folder: Path, bundle: Bundle, name: str) -> Path:
     if actual != entry.sha256:
         raise _damaged(path, f"sha256 {actual[:12]}…", f"{entry.sha256[:12]}…", folder)
     return path
+
+
+def graph_files(bundle: Bundle, graph: Graph) -> list[str]:
+    """The ONNX file of a graph and the files of its external data, `<file>.*`."""
+    return sorted(name for name in bundle.files if name == graph.file or name.startswith(graph.file + "."))
+
+
+def verified_graph(folder: Path, bundle: Bundle, graph: Graph) -> Path:
+    """The path of a graph's ONNX file, once its hash and those of its external data were compared.
+
+    Raises BundleDamaged.
+    """
+    for name in graph_files(bundle, graph):
+        verified_path(folder, bundle, name)
+    return folder / graph.file
 
 
 def file_sha256(path: Path) -> str:

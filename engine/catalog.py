@@ -1,4 +1,7 @@
-"""Which of a bundle's plans can run here: found by folder, judged by plan.json, not yet read."""
+"""Which of a bundle's plans can run here: found by folder, judged by plan.json, not yet read.
+
+Each target has a folder of its own, so plans for other versions and GPUs may lie beside those for this one.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +47,30 @@ class PlanSet:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What was found: sets that can run here, and why others cannot, by profile."""
+    """What was found.
+
+    sets: that can run here. problems: why others cannot that are for this version and GPU. others: folders of plans for
+    another version or GPU.
+    """
 
     precision: Precision
     sets: tuple[PlanSet, ...]
     problems: tuple[PlanError, ...]
+    others: tuple[str, ...]
 
     def covering(self, dims: Dims) -> PlanSet | None:
         """The set tuned closest to these dims, or None."""
         fitting = [plans for plans in self.sets if plans.profile.covers(dims)]
         return min(fitting, key=lambda plans: plans.profile.size, default=None)
+
+    def nearest(self, height: int, width: int) -> PlanSet:
+        """The set for this size in pixels that is tuned closest to it; where none covers it, the nearest one's."""
+
+        def distance(plans: PlanSet) -> tuple[int, int]:
+            ranges = ((plans.profile.symbols["height"], height), (plans.profile.symbols["width"], width))
+            return sum(max(around.min - px, px - around.max, 0) for around, px in ranges), plans.profile.size
+
+        return min(self.sets, key=distance)
 
     def max_rows(self, height: int, width: int) -> int:
         """The most rows that a set takes at this size in pixels; those of any set where none covers it."""
@@ -71,22 +88,34 @@ def find_plans(folder: Path, bundle: Bundle, precision: Precision, dialect: Dial
     """Judge the plans of every target of a flavour; of two sets of one profile the first counts."""
     sets: dict[str, PlanSet] = {}
     problems: list[PlanError] = []
+    others: dict[str, None] = {}
     for target, profile in _profiles(folder, bundle, dialect.flavour.name):
-        remedy = build_remedy(folder, str(target), profile.text)
-        plans: dict[str, tuple[Path, PlanInfo]] = {}
+        if not target.fits(dialect.version, here.compute_capability):
+            others[target.folder] = None
+            continue
         try:
-            for graph in bundle.graphs(precision):
-                capabilities = (here.compute_capability,)
-                expected = identity_of(bundle, graph, precision, profile, target.flavour, dialect.version, capabilities)
-                path = plan_path(folder, target.folder, profile, graph.name)
-                info = read_info(path, remedy)
-                check_identity(path, info.identity, expected, remedy)
-                plans[graph.name] = (path, info)
+            plans = _plan_set(folder, bundle, precision, dialect.version, here, target, profile)
         except PlanError as error:
             problems.append(error)
         else:
-            sets.setdefault(profile.text, PlanSet(target, profile, plans, remedy))
-    return Catalog(precision, tuple(sets.values()), tuple(problems))
+            sets.setdefault(profile.text, plans)
+    return Catalog(precision, tuple(sets.values()), tuple(problems), tuple(others))
+
+
+def _plan_set(
+    folder: Path, bundle: Bundle, precision: Precision, version: str, here: Machine, target: Target, profile: Profile
+) -> PlanSet:
+    """The plans of one profile. Raises PlanError where one may not run here."""
+    remedy = build_remedy(folder, str(target), profile.text)
+    plans: dict[str, tuple[Path, PlanInfo]] = {}
+    for graph in bundle.graphs(precision):
+        capabilities = (here.compute_capability,)
+        expected = identity_of(bundle, graph, precision, profile, target.flavour, version, capabilities)
+        path = plan_path(folder, target.folder, profile, graph.name)
+        info = read_info(path, remedy)
+        check_identity(path, info.identity, expected, remedy)
+        plans[graph.name] = (path, info)
+    return PlanSet(target, profile, plans, remedy)
 
 
 def _profiles(folder: Path, bundle: Bundle, flavour: str) -> Iterator[tuple[Target, Profile]]:

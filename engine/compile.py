@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from engine.binding import Graph
 from engine.dialect import Dialect, Log, Mode
-from engine.errors import BuildFailed
+from engine.errors import BuildFailed, ExtraMissing
 from engine.plan import Shapes
-from engine.rewrite import float32_tensors, layer_norm_from_instance_norm
 
 MAX_LINES = 6
 """Of TensorRT's errors, the first say what went wrong; the rest what followed from it."""
@@ -33,11 +30,14 @@ def plan_from_onnx(
     """Build a plan from an ONNX file's bytes.
 
     path: where those bytes were read; external data is looked for beside it. shapes: (min, opt, max) by input.
-    Tries the dialect's modes in turn. Raises BuildFailed with TensorRT's own lines for each.
+    Tries the dialect's modes in turn. Raises BuildFailed with TensorRT's own lines for each, or ExtraMissing.
     """
-    raw, fp32 = _prepared(dialect, raw)
+    modes = dialect.modes(graph.precision)
+    hold_fp32, fp32 = any(mode.hold_fp32 for mode in modes), frozenset[str]()
+    if hold_fp32 or dialect.instance_norm_needs_plugin:
+        raw, fp32 = _rewritten(dialect, raw, path, graph, hold_fp32)
     refusals: list[str] = []
-    for mode in dialect.modes(graph.precision):
+    for mode in modes:
         log = Log()
         logger = dialect.logger(log)
         try:
@@ -58,15 +58,29 @@ def plan_from_onnx(
     )  # fmt: skip
 
 
-def _prepared(dialect: Dialect, raw: bytes) -> tuple[bytes, frozenset[str]]:
-    """The graph as the flavour takes it, and the names of its fp32 tensors where the flavour must be told."""
-    if not dialect.instance_norm_needs_plugin and dialect.strongly_typed:
-        return raw, frozenset()
-    model = onnx.load_model_from_string(raw)
-    fp32 = frozenset() if dialect.strongly_typed else float32_tensors(model)
-    if dialect.instance_norm_needs_plugin and layer_norm_from_instance_norm(model):
-        raw = model.SerializeToString()
-    return raw, fp32
+def _rewritten(dialect: Dialect, raw: bytes, path: Path, graph: Graph, hold_fp32: bool) -> tuple[bytes, frozenset[str]]:
+    """The graph as a flavour takes it that needs it rewritten, and where they are held the names of its fp32 tensors.
+
+    Only these flavours need onnx. Raises ExtraMissing or BuildFailed.
+    """
+    subject = f"graph {graph.name!r}"
+    try:
+        from engine.rewrite import float32_tensors, layer_norm_from_instance_norm, read_model
+    except ImportError as error:
+        extra = dialect.flavour.extra
+        raise ExtraMissing(
+            subject, actual=f"onnx cannot be imported ({error})",
+            allowed=f"onnx, which rewrites graphs for {dialect.flavour.title} {dialect.version}",
+            remedy=f"Run `pip install 'zturbo[{extra}]'`.",
+        ) from error  # fmt: skip
+    try:
+        model = read_model(raw, path.parent)
+    except ValueError as error:
+        remedy = "Export the bundle again; the file is as export wrote it."
+        actual = f"{path.name} does not parse: {error}"
+        raise BuildFailed(subject, actual=actual, allowed="ONNX", remedy=remedy) from error
+    fp32 = float32_tensors(model) if hold_fp32 else frozenset[str]()
+    return (model.SerializeToString() if layer_norm_from_instance_norm(model) else raw), fp32
 
 
 def _network(dialect: Dialect, builder: Any, logger: Any, raw: bytes, path: Path) -> Any:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from engine.device import Device, DeviceTensor
+from engine.device import Device, DeviceTensor, run_all
 from engine.dialect import Dialect, Log
 from engine.errors import ExecutionFailed
 
@@ -22,8 +22,8 @@ class Engines:
         self._dialect, self._device = dialect, device
         self._log = Log()
         self._logger = dialect.logger(self._log)
-        device.cuda.use()
-        self._runtime = dialect.trt.Runtime(self._logger)
+        device.use()
+        self._runtime = self._made_runtime()
         self._engines = {name: self._deserialized(name, raw) for name, raw in plans}
         self._idle: dict[str, list[Any]] = {name: [] for name in self._engines}
         self.scratch_bytes = max(map(dialect.scratch_bytes, self._engines.values()), default=0)
@@ -35,7 +35,7 @@ class Engines:
         Its execution context is taken over by a later `bind` once it is dropped. Raises ExecutionFailed where
         TensorRT refuses a shape or an address.
         """
-        self._device.cuda.use()
+        self._device.use()
         engine, idle = self._engines[name], self._idle[name]
         if idle:
             self._device.synchronize()  # its last launch may still run
@@ -55,11 +55,24 @@ class Engines:
         return ExecutionFailed(subject, actual=lines, allowed="a call that TensorRT accepts", remedy=remedy)
 
     def close(self) -> None:
-        """Drop execution contexts, engines and the runtime, and free the scratch; no launch may follow."""
+        """Wait for the stream, then drop execution contexts and engines and free the scratch; no launch may follow.
+
+        Raises the first ExecutionFailed, once all is dropped.
+        """
+        run_all([self._device.synchronize, self._drop, lambda: self._device.release(self._scratch)])
+
+    def _drop(self) -> None:
+        for idle in self._idle.values():
+            idle.clear()
         self._idle.clear()
         self._engines.clear()
         self._runtime = None
-        self._device.release(self._scratch)
+
+    def _made_runtime(self) -> Any:
+        try:
+            return self._dialect.trt.Runtime(self._logger)
+        except (TypeError, RuntimeError) as error:  # pybind's word for a null pointer, as where CUDA does not start
+            raise self.failed("all", f"no runtime ({error})") from error
 
     def _deserialized(self, name: str, raw: bytes) -> Any:
         engine = self._runtime.deserialize_cuda_engine(raw)
@@ -106,6 +119,6 @@ class BoundEngine:
 
     def __call__(self) -> None:
         """Launch; the work may still run when this returns. Raises ExecutionFailed."""
-        self._device.cuda.use()
+        self._device.use()
         if not self._execute(self._stream):
             raise self._engines.failed(self._name, "execute_async_v3 returned false")

@@ -2,7 +2,7 @@
 
 A flavour is a module and how one gets it; a dialect is what the module that is installed can do, found by looking
 for its attributes and never by its version number. Importing this file imports no TensorRT. Names of TensorRT
-that vary between versions occur here and nowhere else.
+that vary between versions occur here and nowhere else, which is why the file is long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _HELD = (
     "ACTIVATION", "CONCATENATION", "CONVOLUTION", "ELEMENTWISE", "GATHER", "MATRIX_MULTIPLY", "NORMALIZATION", "REDUCE",
     "SCALE", "SHUFFLE", "SLICE", "SOFTMAX", "UNARY",
 )  # fmt: skip
-"""The kinds of layer whose precision can be set; moving counts: 949.05 moved in fp16 is 949."""
+"""The kinds of layer that can be held in fp32. Those that only move values are among them: a value that is moved in
+fp16 is rounded to it, 949.05 to 949."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +95,16 @@ class Dialect:
     def modes(self, precision: Precision) -> tuple[Mode, ...]:
         """The ways to build a graph of this precision, best first; a later one is for where TensorRT refuses it.
 
-        8.6 may run any layer in fp16 once its FP16 flag is set, which ruins sin(999·f) and the solver's sums, so
-        layers of the fp32 islands are held. Without the flag nothing is in fp16.
+        8.6 may run any layer in fp16 once its FP16 flag is set, which ruins sin(999·f) and the solver's sums, so the
+        layers of an fp16 graph's fp32 islands are held. An fp32 graph is built without the flag. (8.6.0 on an H100
+        built all of emoji in the first mode.)
         """
         if self.strongly_typed:
             return (Mode("strongly typed"),)
+        if precision == "fp32":
+            return (Mode("fp32"),)
         held = Mode("fp16, fp32 islands held", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), hold_fp32=True)
-        preferred = Mode("fp16, fp32 islands preferred", ("FP16", "PREFER_PRECISION_CONSTRAINTS"), hold_fp32=True)
-        return (Mode("fp32"), held) if precision == "fp32" else (held, preferred)
+        return held, Mode("fp16, fp32 islands preferred", ("FP16", "PREFER_PRECISION_CONSTRAINTS"), hold_fp32=True)
 
     # Building.
 

@@ -22,6 +22,7 @@
     ├── BuildFailed
     ├── BackendUnavailable      a backend cannot run on this machine, or with this bundle
     ├── ExecutionFailed         a vendor's runtime refused or failed a call
+    ├── ExtraMissing            a Python module is not installed; the message names the extra that has it
     └── OutputError             a result cannot be written where it was asked for
 
 A message has four parts: the subject, what it was, what is allowed, and what mends it.
@@ -128,6 +129,10 @@ class BackendUnavailable(ZturboError):
 
 class ExecutionFailed(ZturboError):
     """A vendor's runtime refused or failed a call."""
+
+
+class ExtraMissing(ZturboError):
+    """A Python module is not installed; the message names the extra that has it."""
 
 
 class OutputError(ZturboError):

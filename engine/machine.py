@@ -1,13 +1,15 @@
-"""This machine's GPU, driver and CUDA: what a plan was made on, and what it is to run on."""
+"""This machine's cores, GPU, driver and CUDA: what a plan was made on, and what it is to run on."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import msgspec
 
-from engine.cuda import Cuda
+from engine.cuda import Cuda, unavailable
+from engine.errors import ExecutionFailed
 
 _NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
@@ -21,11 +23,19 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     cuda: str
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, which a container can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_of(cuda: Cuda) -> Machine:
-    """The machine that a Cuda runs on. Raises ExecutionFailed."""
-    properties = cuda.call("cudaGetDeviceProperties", cuda.device)
+    """The machine that a Cuda runs on. Raises BackendUnavailable."""
+    try:
+        properties = cuda.call("cudaGetDeviceProperties", cuda.device)
+        version = int(cuda.call("cudaDriverGetVersion"))
+    except ExecutionFailed as error:
+        raise unavailable(error.actual, "a GPU that answers", "See `nvidia-smi`, or restart the driver.") from error
     name = properties.name
-    version = int(cuda.call("cudaDriverGetVersion"))
     return Machine(
         gpu=(name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0"),
         compute_capability=f"{properties.major}.{properties.minor}",

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from engine.binding import Graph, Precision
-from engine.bundle import Bundle, FileEntry, Struct, body_sha256
+from engine.bundle import Bundle, FileEntry, Struct, body_sha256, graph_files
 from engine.errors import PlanDamaged, PlanInvalid, PlanMismatch, PlanMissing
 from engine.machine import Machine
 from engine.profiles import Profile
@@ -49,7 +49,8 @@ class PlanInfo(Struct, frozen=True):
     """The whole of plan.json.
 
     mode: how the precision was asked for (engine/dialect.py). machine: where it was built; None without a GPU.
-    warnings: how many TensorRT wrote. seconds: what the build took. verified: by what the plan was run and compared.
+    warnings: how many TensorRT wrote. seconds: what the build took. verified: by what the plan was run and compared, or
+    empty: build compares nothing yet.
     """
 
     version_of_schema: int
@@ -88,11 +89,6 @@ def identity_of(
         profile=profile.text, shapes={binding.name: profile.ranges(binding) for binding in graph.inputs},
         flavour=flavour, version=version, capabilities=capabilities,
     )  # fmt: skip
-
-
-def graph_files(bundle: Bundle, graph: Graph) -> list[str]:
-    """The ONNX file of a graph and the files of its external data, `<file>.*`."""
-    return sorted(name for name in bundle.files if name == graph.file or name.startswith(graph.file + "."))
 
 
 def graph_sha256(bundle: Bundle, graph: Graph) -> str:

@@ -20,6 +20,8 @@ from engine.plan import PlanInfo
 
 _POLL_S = 0.02
 _TAIL_BYTES = 2000
+_KILLED = (-9, 137)
+"""What SIGKILL leaves, as Python and as a shell tell it: Linux kills so whoever eats its memory."""
 
 
 class _Running:
@@ -41,19 +43,28 @@ class _Running:
             self.process.stdin.flush()
 
     def result(self) -> PlanInfo:
-        """What the finished process replied. Raises what it raised, or BuildFailed where it died."""
+        """What the finished process replied. Raises what it raised, or BuildFailed where it did not end well."""
         self.stdout.seek(0)
         try:
-            return msgspec.json.decode(self.stdout.read(), type=Reply).result()
+            reply = msgspec.json.decode(self.stdout.read(), type=Reply)
         except msgspec.DecodeError as error:
-            self.stderr.seek(0, os.SEEK_END)
-            self.stderr.seek(max(0, self.stderr.tell() - _TAIL_BYTES))
-            tail = self.stderr.read().decode(errors="replace").strip() or "nothing on stderr"
-            raise BuildFailed(
-                f"graph {self.job.graph.name!r}, profile {self.job.identity.profile}",
-                actual=f"a process that ended with {self.process.returncode}: {tail}", allowed="a plan",
-                remedy="Out of memory ends a build like this: try fewer jobs at once.",
-            ) from error  # fmt: skip
+            raise self._died("a process") from error
+        if reply.failure is None and self.process.returncode != 0:
+            raise self._died("a plan, then a process")
+        return reply.result()
+
+    def _died(self, what: str) -> BuildFailed:
+        code = self.process.returncode
+        self.stderr.seek(0, os.SEEK_END)
+        self.stderr.seek(max(0, self.stderr.tell() - _TAIL_BYTES))
+        tail = self.stderr.read().decode(errors="replace").strip() or "nothing on stderr"
+        remedy = "Report it with these lines where a second build does not help."
+        if code in _KILLED:
+            remedy = "Out of memory ends a build like this: try fewer jobs at once."
+        return BuildFailed(
+            f"graph {self.job.graph.name!r}, profile {self.job.identity.profile}",
+            actual=f"{what} that ended with {code}: {tail}", allowed="a plan and an end with 0", remedy=remedy,
+        )  # fmt: skip
 
     def close(self) -> None:
         """End the process where it still runs, and wait for it."""

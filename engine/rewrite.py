@@ -1,17 +1,45 @@
 """What a flavour needs rewritten in a graph before it parses it, and what it must be told of the graph's types.
 
-Works on ONNX models in memory, weights included or left in external data.
+Works on ONNX models in memory, whose weights may stay in external data.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
 _UNIT, _ZERO = "zturbo_unit", "zturbo_zero"
+_SMALL = 4096
+"""Elements: shapes, and the scale and bias of a norm, are fewer; what is larger is a weight that nothing here reads."""
+
+
+def read_model(raw: bytes, folder: Path) -> onnx.ModelProto:
+    """Parse an ONNX file's bytes; of its external data, in folder, only the small tensors are read.
+
+    ONNX's type inference gives up behind a Reshape whose shape it cannot see. Raises ValueError.
+    """
+    try:
+        model = onnx.load_model_from_string(raw)
+    except DecodeError as error:
+        raise ValueError(f"not an ONNX model ({error})") from error
+    for tensor in _tensors(model.graph):
+        if external_data_helper.uses_external_data(tensor) and math.prod(tensor.dims) <= _SMALL:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterable[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 def layer_norm_from_instance_norm(model: onnx.ModelProto) -> int:

@@ -1,6 +1,6 @@
-"""Targets: the words that say what a plan is for, as `tensorrt` or `tensorrt_rtx:8.6,8.9`.
+"""Targets: the words that say what plans are for, as `tensorrt` or `tensorrt_rtx:8.6,8.9`, and the folders' names.
 
-Knows nothing of what is installed; whether a flavour builds for a compute capability is the dialect's to say.
+Knows nothing of what is installed; engine/site.py fills in the version and the GPU's compute capability.
 """
 
 from __future__ import annotations
@@ -12,23 +12,34 @@ import msgspec
 from engine.dialect import FLAVOURS
 from engine.errors import OptionInvalid
 
+_FOLDER = re.compile(r"(?P<flavour>[a-z_]+)-(?P<version>[0-9][0-9A-Za-z._+]*)(?P<capabilities>(?:-sm[0-9]{2,3})*)")
+
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A flavour and the compute capabilities asked for.
+    """The flavour, its exact version, and the compute capabilities that plans are for.
 
-    No capabilities: the GPU at hand, or all that a portable flavour knows.
+    version: None in what a user asks for. capabilities: of a portable flavour those it was restricted to, else none;
+    of another the GPU's, and none in what a user asks for.
     """
 
     flavour: str
+    version: str | None = None
     capabilities: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return self.flavour + (":" + ",".join(self.capabilities) if self.capabilities else "")
+        """As a user asks for it: what the machine at hand decides is left out."""
+        restricted = self.capabilities if FLAVOURS[self.flavour].portable else ()
+        return self.flavour + (":" + ",".join(restricted) if restricted else "")
 
     @property
     def folder(self) -> str:
-        """The name of the target's folder of plans; every file system takes it."""
-        return "-".join((self.flavour, *self.capabilities))
+        """The name of the target's folder of plans, `tensorrt-8.6.0-sm90`; every file system takes it."""
+        version = [] if self.version is None else [_slug(self.version)]
+        return "-".join((self.flavour, *version, *("sm" + name.replace(".", "") for name in self.capabilities)))
+
+    def fits(self, version: str, capability: str) -> bool:
+        """Whether its plans are for this version and for a GPU of this compute capability."""
+        return self.version == _slug(version) and (not self.capabilities or capability in self.capabilities)
 
 
 def parse_target(text: str) -> Target:
@@ -45,6 +56,20 @@ def parse_target(text: str) -> Target:
     return Target(flavour=flavour, capabilities=tuple(sorted(set(words), key=_number)))
 
 
+def target_from_folder(name: str) -> Target:
+    """The target whose folder of plans has this name. Raises OptionInvalid."""
+    match = _FOLDER.fullmatch(name)
+    if match is None or match["flavour"] not in FLAVOURS:
+        raise _invalid(f"folder {name!r}", "a folder that build made")
+    digits = re.findall(r"-sm([0-9]+)([0-9])", match["capabilities"])
+    capabilities = tuple(f"{major}.{minor}" for major, minor in digits)
+    return Target(flavour=match["flavour"], version=match["version"], capabilities=capabilities)
+
+
+def _slug(version: str) -> str:
+    return re.sub(r"[^0-9A-Za-z._+]", "_", version)
+
+
 def _number(capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in capability.split("."))
 
@@ -52,9 +77,3 @@ def _number(capability: str) -> tuple[int, ...]:
 def _invalid(actual: str, allowed: str) -> OptionInvalid:
     remedy = "Use a target such as `tensorrt` or `tensorrt_rtx:8.6,8.9`."
     return OptionInvalid("target", actual=actual, allowed=allowed, remedy=remedy)
-
-
-def target_from_folder(name: str) -> Target:
-    """The target whose folder of plans has this name. Raises OptionInvalid."""
-    flavour, *capabilities = name.split("-")
-    return parse_target(flavour + (":" + ",".join(capabilities) if capabilities else ""))

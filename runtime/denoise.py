@@ -6,7 +6,7 @@ Knows neither graphs nor schedulers; the tables and the solver graph do.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from engine.binding import Array
@@ -40,7 +40,7 @@ class Step:
         return self._wiring.read("latents")
 
 
-def denoise(backend: Backend, wiring: Wiring, evaluations: int, before: int, total: int) -> Iterator[Step]:
+def denoise(backend: Backend, wiring: Wiring, evaluations: int, before: int, total: int) -> Generator[Step]:
     """Launch the loop's graphs `evaluations` times; close the generator to stop at any step.
 
     before, total: steps of the call's earlier batches, and of all of them.

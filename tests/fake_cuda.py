@@ -12,7 +12,7 @@ OUT_OF_MEMORY = 2
 
 
 class FakeCuda(ModuleType):
-    """The module; `fails` maps a function's name to the error code it returns."""
+    """The module; `fails` maps a function's name to the error code it returns. calls: the functions in turn."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaEventDisableTiming = 2
@@ -23,7 +23,15 @@ class FakeCuda(ModuleType):
         self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self.handles: set[int] = set()
         self.fails: dict[str, int] = {}
+        self.calls: list[str] = []
         self._next = 1
+
+    def __getattribute__(self, name: str):
+        found = super().__getattribute__(name)
+        if not name.startswith("cuda") or not callable(found) or name == "cudaGetErrorString":
+            return found
+        self.calls.append(name)
+        return (lambda *_: (self.fails[name], None)) if name in self.fails else found
 
     @property
     def alive(self) -> int:
@@ -31,7 +39,7 @@ class FakeCuda(ModuleType):
         return len(self.memory) + len(self.handles)
 
     def cudaGetDeviceCount(self):
-        return (self.fails.get("cudaGetDeviceCount", 0), self.count)
+        return 0, self.count
 
     def cudaGetDeviceProperties(self, device):
         major, minor = self.capability
@@ -49,8 +57,6 @@ class FakeCuda(ModuleType):
         return (0,)
 
     def cudaMalloc(self, size):
-        if "cudaMalloc" in self.fails:
-            return self.fails["cudaMalloc"], None
         block = (ctypes.c_char * size)()
         self.memory[ctypes.addressof(block)] = block
         return 0, ctypes.addressof(block)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -167,6 +168,7 @@ class OnnxParser:
         if plugins and not hasattr(self.module, "OnnxParserFlag"):
             self.errors.append(ParserError("InstanceNormalization: plugin not found"))
             return False
+        onnx.load_external_data_for_model(model, str(Path(path).parent))
         self.network.model = model
         self.network.inputs = [Tensor(value) for value in model.graph.input]
         self.network.outputs = [Tensor(value) for value in model.graph.output]

@@ -105,11 +105,17 @@ def decoder_model() -> onnx.ModelProto:
     return model(nodes, [_value(SAMPLE, HALF)], [_value(IMAGES, UINT8)], [])
 
 
+SUFFIXES = (".onnx", ".data", ".npz", ".json")
 MODELS = {"start": start_model, "denoiser": denoiser_model, "decoder": decoder_model}
 
 
-def write_bundle(folder: Path, *, scale: float = 1.0, steps: int = 100, broken: str | None = None) -> Path:
-    """Write the bundle. scale changes the denoiser's weights, steps only the tables; broken: a graph of no sense."""
+def write_bundle(
+    folder: Path, *, scale: float = 1.0, steps: int = 100, broken: str | None = None, external: bool = False
+) -> Path:
+    """Write the bundle. scale changes the denoiser's weights, steps only the tables; broken: a graph of no sense.
+
+    external: every constant of the denoiser lies in `denoiser.onnx.data`, as where weights exceed 2 GB.
+    """
     (folder / "graphs").mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tables.npz", "reference.npz"):
         (folder / name).write_text(f"{name} {steps}")
@@ -117,7 +123,11 @@ def write_bundle(folder: Path, *, scale: float = 1.0, steps: int = 100, broken: 
         made = denoiser_model(scale) if graph.name == "denoiser" else MODELS[graph.name]()
         raw = b"no ONNX at all" if graph.name == broken else made.SerializeToString()
         (folder / graph.file).write_bytes(raw)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in (".onnx", ".npz", ".json")]
+        if external and graph.name == "denoiser":
+            path = folder / graph.file
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # onnx appends to what is there
+            onnx.save(made, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in SUFFIXES]
     files = {
         path.relative_to(folder).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in paths

@@ -48,7 +48,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "size": bytes_text(facts["plan"]["size_bytes"]),
         "sha256": facts["plan"]["sha256"] + (" (compared)" if facts["bytes_verified"] else " (not compared)"),
         "bundle": identity["bundle_sha256"],
-        "compared with": facts["verified"] or "nothing",
+        "compared with": facts["verified"] or "not compared yet",
     }
     print_table(f"plan {facts['path']}", ("what", "is"), list(rows.items()))
     shapes = [(name, *("×".join(map(str, shape)) for shape in ranges)) for name, ranges in identity["shapes"].items()]

@@ -5,6 +5,7 @@ Knows no graph by name; what a plan is and how TensorRT is spoken to is engine/'
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,17 +17,18 @@ from engine.bundle import Bundle
 from engine.catalog import Catalog, PlanSet, find_plans
 from engine.context import Engines
 from engine.cuda import Cuda
-from engine.device import Device, DeviceTensor
+from engine.device import Device, DeviceTensor, run_all
 from engine.dialect import Dialect, load_dialect
-from engine.errors import BackendUnavailable, ShapeOutsideProfile
+from engine.errors import BackendUnavailable, ExecutionFailed, PlanError, ShapeOutsideProfile, ZturboError
 from engine.machine import Machine, machine_of
 from engine.plan import build_remedy
 from engine.profiles import size_text
+from engine.target import Target
 from runtime.backends.base import BackendOptions, Buffer, Launch
 
 
 class TensorRTBackend:
-    """The engines of a bundle on one GPU. A profile's engines are loaded when a shape first needs them."""
+    """The engines of a bundle on one GPU. A profile's are loaded by `load_nearest` or when a shape needs them."""
 
     def __init__(self, folder: Path, dialect: Dialect, gpu: Device, machine: Machine, catalog: Catalog) -> None:
         self.name, self.device, self.precision = dialect.flavour.name, machine.gpu, catalog.precision
@@ -44,7 +46,11 @@ class TensorRTBackend:
             raise self._outside(dims)
         names = {binding.name for binding in graph.bindings}
         tensors = {name: cast("DeviceTensor", buffer) for name, buffer in buffers.items() if name in names}
-        return self._load(plans).bind(graph.name, tensors)
+        return self._loaded(plans).bind(graph.name, tensors)
+
+    def load_nearest(self, height: int, width: int) -> None:
+        """Load the engines for a size in pixels, or those nearest to it. Raises PlanError or ExecutionFailed."""
+        self._loaded(self._catalog.nearest(height, width))
 
     def max_rows(self, height: int, width: int) -> int:
         """Those of the widest profile that covers the size; where none does, `bind` says which there are."""
@@ -55,13 +61,15 @@ class TensorRTBackend:
         return self._gpu.mark()
 
     def close(self) -> None:
-        """Free engines, memory, events and the stream; a second call does nothing."""
-        for engines in self._engines.values():
-            engines.close()
-        self._engines.clear()
-        self._gpu.close()
+        """Wait for what was launched, then free engines, memory, events and the stream; a second call does nothing.
 
-    def _load(self, plans: PlanSet) -> Engines:
+        Raises the first ExecutionFailed, once all is freed.
+        """
+        engines = list(self._engines.values())
+        self._engines.clear()
+        run_all([*(one.close for one in engines), self._gpu.close])
+
+    def _loaded(self, plans: PlanSet) -> Engines:
         profile = plans.profile.text
         if profile not in self._engines:
             self._engines[profile] = Engines(self._dialect, self._gpu, plans.read())
@@ -83,21 +91,45 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Tenso
 
 
 def open_flavour(flavour: str, folder: Path, bundle: Bundle, options: BackendOptions) -> TensorRTBackend:
-    """The backend of one flavour: its module, a GPU it runs on, and plans for both. Raises BackendUnavailable."""
+    """The backend of one flavour: its module, a GPU it runs on, and plans for both. Raises BackendUnavailable.
+
+    It proves itself: the engines nearest to the bundle's default size are loaded here, others when they are needed.
+    """
     index = _device_index(flavour, options.device)
     dialect = load_dialect(flavour)
-    cuda = Cuda(index)
+    cuda = Cuda(index, extra=dialect.flavour.extra)
     machine = machine_of(cuda)
     _check_capability(dialect, machine)
     catalog = find_plans(folder, bundle, _precision(bundle, options), dialect, machine)
     if not catalog.sets:
-        raise _no_plans(flavour, folder, bundle, catalog)
+        raise _no_plans(dialect, folder, bundle, catalog, machine)
+    try:
+        backend = TensorRTBackend(folder, dialect, Device(cuda), machine, catalog)
+        _prove(backend, bundle)
+    except (ExecutionFailed, PlanError) as error:
+        raise _because(error, f"backend {flavour}, bundle '{bundle.name}'") from error
     _warn(flavour, catalog, machine)
-    return TensorRTBackend(folder, dialect, Device(cuda), machine, catalog)
+    return backend
+
+
+def _prove(backend: TensorRTBackend, bundle: Bundle) -> None:
+    """Load what a default request needs; what fails leaves nothing on the GPU."""
+    try:
+        backend.load_nearest(bundle.defaults.height, bundle.defaults.width)
+    except BaseException:
+        with contextlib.suppress(ExecutionFailed):  # the first failure is the one to tell
+            backend.close()
+        raise
+
+
+def _because(error: ZturboError, subject: str, more: str = "") -> BackendUnavailable:
+    """That a backend cannot run, for an error's reason and with its remedy."""
+    actual = f"{more}{error.subject}: {error.actual}"
+    return BackendUnavailable(subject, actual=actual, allowed=error.allowed, remedy=error.remedy)
 
 
 def _device_index(flavour: str, device: str | None) -> int:
-    match = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", device or "cuda")
+    match = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", "cuda" if device is None else device)
     if match is None:
         raise BackendUnavailable(
             f"backend {flavour}", actual=f"device '{device}'", allowed="cuda, cuda:N", remedy="Leave the device out."
@@ -122,16 +154,18 @@ def _check_capability(dialect: Dialect, machine: Machine) -> None:
         )  # fmt: skip
 
 
-def _no_plans(flavour: str, folder: Path, bundle: Bundle, catalog: Catalog) -> BackendUnavailable:
-    subject = f"backend {flavour}, bundle '{bundle.name}'"
+def _no_plans(dialect: Dialect, folder: Path, bundle: Bundle, catalog: Catalog, machine: Machine) -> BackendUnavailable:
+    flavour = dialect.flavour
+    subject = f"backend {flavour.name}, bundle '{bundle.name}'"
     if catalog.problems:
-        first = catalog.problems[0]
-        more = f" (and {len(catalog.problems) - 1} more)" if len(catalog.problems) > 1 else ""
-        actual = f"no plan that may run here{more}: {first.subject}: {first.actual}"
-        return BackendUnavailable(subject, actual=actual, allowed=first.allowed, remedy=first.remedy)
+        first, others = catalog.problems[0], len(catalog.problems) - 1
+        return _because(first, subject, f"no plan that may run here{f' (and {others} more)' if others else ''}: ")
     profile = f"{size_text(bundle.defaults.width, bundle.defaults.height)}@2"
-    remedy = build_remedy(folder, flavour, profile)
-    return BackendUnavailable(subject, actual="no plans", allowed="plans for one profile or more", remedy=remedy)
+    here = Target(flavour=flavour.name, version=dialect.version, capabilities=(machine.compute_capability,))
+    return BackendUnavailable(
+        subject, actual=f"plans for {', '.join(catalog.others)} only" if catalog.others else "no plans",
+        allowed=f"plans for {here.folder}", remedy=build_remedy(folder, flavour.name, profile),
+    )  # fmt: skip
 
 
 def _warn(flavour: str, catalog: Catalog, machine: Machine) -> None:

@@ -10,12 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx.numpy_helper import to_array
 
 from engine.build import BuildEvent, build_engines
 from engine.bundle import load_bundle
-from engine.errors import BuildFailed, BundleDamaged, OptionInvalid, OutputError, ProfileInvalid
-from engine.plan import info_path, read_info, verified_plan
+from engine.errors import BackendUnavailable, BuildFailed, BundleDamaged, OptionInvalid, OutputError, ProfileInvalid
+from engine.machine import usable_cores
+from engine.plan import engines_folder, info_path, read_info, verified_plan
+from engine.site import site_of
+from engine.target import parse_target
 from engine.worker import build_plan
 from tests import fake_cuda, fake_tensorrt
 from tests.toy_bundle import write_bundle
@@ -34,22 +39,41 @@ def build(folder: Path, *profiles: str, target: str = TARGET) -> dict[str, str]:
     return {f"{event.profile}/{event.graph}": f"{event.kind}: {event.reason}" for event in finished}
 
 
+def target_folder(folder: Path) -> Path:
+    return engines_folder(folder) / site_of(parse_target(TARGET)).target.folder
+
+
+def built(job):
+    return job, build_plan(job)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Builds run here, and see the fakes."""
+    monkeypatch.setattr("engine.build.run_jobs", lambda jobs, *_: map(built, jobs))
+
+
 @rtx
 def test_builds_what_is_missing_or_stale_and_nothing_else(tmp_path):
-    folder = write_bundle(tmp_path / "toy")
+    """The denoiser's weights lie beside its ONNX file, which stays the same when they change."""
+    folder = write_bundle(tmp_path / "toy", external=True)
+    graph = (folder / "graphs" / "denoiser.onnx").read_bytes()
     assert set(build(folder).values()) == {"built: no plan"}
     assert set(build(folder).values()) == {"kept: valid"}
 
-    write_bundle(folder, scale=2.0)
+    plans = target_folder(folder) / "128@2"
+    before = (plans / "denoiser.plan").read_bytes()
+    write_bundle(folder, scale=2.0, external=True)
+    assert (folder / "graphs" / "denoiser.onnx").read_bytes() == graph
     kinds = build(folder)
+    assert (plans / "denoiser.plan").read_bytes() != before
     assert kinds.pop("128@2/denoiser").startswith("built: graph file it was built from: sha256")
     assert set(kinds.values()) == {"renewed: the bundle changed, this graph did not"}
 
-    write_bundle(folder, scale=2.0, steps=50)
+    write_bundle(folder, scale=2.0, steps=50, external=True)
     assert {kind.split(":")[0] for kind in build(folder).values()} == {"renewed"}
     assert set(build(folder, "128@2", "64@1").values()) == {"kept: valid", "built: no plan"}
 
-    plans = folder / "engines" / "tensorrt_rtx-8.6-8.9" / "128@2"
     (plans / "decoder.plan").write_bytes(b"cut")
     (plans / "start.plan.json").unlink()
     (plans / "start.plan.999.tmp").write_bytes(b"half")
@@ -65,6 +89,7 @@ def test_builds_what_is_missing_or_stale_and_nothing_else(tmp_path):
         assert info.identity.bundle_sha256 == bundle.sha256
         assert info.identity.capabilities == ("8.6", "8.9")
         assert info.machine is None
+        assert info.verified == ""
         assert verified_plan(plan, info, "")
 
 
@@ -78,13 +103,15 @@ def test_a_graph_that_does_not_parse_fails_with_tensorrts_words_and_leaves_nothi
 
 
 @rtx
-def test_a_graph_that_changed_after_export_is_not_built(tmp_path):
-    folder = write_bundle(tmp_path / "toy")
-    path = folder / "graphs" / "denoiser.onnx"
+@pytest.mark.parametrize("name", ["denoiser.onnx", "denoiser.onnx.data"])
+def test_a_graph_whose_files_changed_after_export_is_not_built(tmp_path, name):
+    folder = write_bundle(tmp_path / "toy", external=True)
+    path = folder / "graphs" / name
     raw = path.read_bytes()
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    with pytest.raises(BundleDamaged, match=r"denoiser\.onnx"):
+    with pytest.raises(BundleDamaged, match=rf"{name}: got sha256"):
         build(folder)
+    assert not (target_folder(folder) / "128@2" / "denoiser.plan").exists()
 
 
 @rtx
@@ -94,7 +121,7 @@ def test_a_killed_build_leaves_no_partial_plan_and_no_lock(tmp_path):
     code = f"from pathlib import Path; from engine.build import build_engines; {call}"
     root = str(Path(__file__).resolve().parents[2])
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": root})
-    plans = folder / "engines" / "tensorrt_rtx-8.6-8.9" / "128@2"
+    plans = target_folder(folder) / "128@2"
     deadline = time.monotonic() + 30
     while not list(plans.glob("*.plan.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -113,7 +140,7 @@ def test_a_second_build_of_a_target_does_not_start(tmp_path):
     import filelock
 
     folder = write_bundle(tmp_path / "toy")
-    target = folder / "engines" / "tensorrt_rtx-8.6-8.9"
+    target = target_folder(folder)
     target.mkdir(parents=True)
     with filelock.FileLock(target / ".lock"), pytest.raises(BuildFailed, match="another build"):
         build(folder)
@@ -136,19 +163,53 @@ def test_what_is_asked_for_is_checked_before_anything_is_built(tmp_path):
         build(folder)
 
 
-def test_a_flavour_that_is_not_portable_builds_for_the_gpu_at_hand(tmp_path, monkeypatch):
+def test_a_flavour_that_is_not_portable_builds_for_the_gpu_at_hand(tmp_path, monkeypatch, in_process):
     fake_tensorrt.install(monkeypatch, fake_tensorrt.fake("10"))
     gpu = fake_cuda.install(monkeypatch, fake_cuda.FakeCuda())
-    monkeypatch.setattr("engine.build.run_jobs", lambda jobs, *_: [(job, build_plan(job)) for job in jobs])
     folder = write_bundle(tmp_path / "toy")
     infos = build_engines(folder, "tensorrt", ["128@2"])
     assert {info.identity.capabilities for info in infos} == {("9.0",)}
     assert {info.machine.gpu for info in infos} == {"NVIDIA H200"}
 
-    events: list[BuildEvent] = []
     gpu.capability = (8, 9)
-    build_engines(folder, "tensorrt", ["128@2"], on_progress=events.append)
-    assert {event.reason for event in events} == {"compute capability it was built for: 9.0, now 8.9"}
+    assert set(build(folder, target="tensorrt").values()) == {"built: no plan"}
+    gpu.capability = (9, 0)
+    assert set(build(folder, target="tensorrt").values()) == {"kept: valid"}
+    found = sorted(path.name for path in engines_folder(folder).iterdir())
+    assert found == ["tensorrt-10.13.0.35-sm89", "tensorrt-10.13.0.35-sm90"]
+
+
+def test_external_data_reaches_the_plan_of_a_flavour_that_needs_the_graph_rewritten(tmp_path, monkeypatch, in_process):
+    fake_tensorrt.install(monkeypatch, fake_tensorrt.fake("8.6"))
+    fake_cuda.install(monkeypatch, fake_cuda.FakeCuda())
+    plans = []
+    for external in (False, True):
+        folder = write_bundle(tmp_path / f"external {external}" / "toy", external=external)
+        build(folder, target="tensorrt")
+        plans.append((engines_folder(folder) / "tensorrt-8.6.0-sm90" / "128@2" / "denoiser.plan").read_bytes())
+    heads = [plan.partition(b"\n")[0] for plan in plans]
+    assert heads[0] == heads[1]
+    assert b'"held": ["angle", "wave"]' in heads[1]
+    weights = [onnx.load_model_from_string(plan.partition(b"\n")[2]).graph.initializer for plan in plans]
+    assert {w.name: to_array(w).tolist() for w in weights[0]} == {w.name: to_array(w).tolist() for w in weights[1]}
+
+
+def test_one_build_a_core_unless_told_otherwise(tmp_path, monkeypatch):
+    fake_tensorrt.install(monkeypatch, fake_tensorrt.fake("10"))
+    fake_cuda.install(monkeypatch, fake_cuda.FakeCuda())
+    asked = []
+    monkeypatch.setattr("engine.build.run_jobs", lambda jobs, count, _: asked.append(count) or map(built, jobs))
+    folder = write_bundle(tmp_path / "toy")
+    build_engines(folder, "tensorrt", ["128@2"])
+    build_engines(folder, "tensorrt", ["64@2"], jobs=3)
+    assert asked == [usable_cores(), 3]
+
+
+def test_a_gpu_that_takes_no_work_is_a_backend_that_is_unavailable(tmp_path, monkeypatch):
+    fake_tensorrt.install(monkeypatch, fake_tensorrt.fake("10"))
+    fake_cuda.install(monkeypatch, fake_cuda.FakeCuda()).fails["cudaSetDevice"] = 46
+    with pytest.raises(BackendUnavailable, match="CUDA: got error 46"):
+        build_engines(write_bundle(tmp_path / "toy"), "tensorrt", ["128@2"])
 
 
 @rtx

@@ -52,7 +52,7 @@ class TestNoBundle:
     def test_no_folder(self, refused, tmp_path):
         error = refused(tmp_path / "emoji", BundleMissing)
         assert error.actual == "no readable bundle.json (No such file or directory)"
-        assert error.remedy == "Run `zturbo export models/emoji` (or `make bundle MODEL=emoji`)."
+        assert error.remedy == f'Run `zturbo export SOURCE --out "{tmp_path / "emoji"}"`.'
 
     def test_an_empty_folder(self, refused, tmp_path):
         refused(tmp_path, BundleMissing)

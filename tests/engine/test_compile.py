@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from engine.binding import Graph
 from engine.bundle import Bundle, load_bundle
 from engine.compile import Compiled, plan_from_onnx
 from engine.dialect import FLAVOURS, Dialect
-from engine.errors import BuildFailed
+from engine.errors import BuildFailed, ExtraMissing
 from engine.profiles import parse_profile
 from tests.fake_tensorrt import fake
 from tests.toy_bundle import GRAPHS, IMAGES, LATENTS, MODELS, write_bundle
@@ -55,7 +56,6 @@ def test_86_builds_fp32_graphs_without_flags(bundle):
 
 
 def test_a_mode_that_is_refused_is_followed_by_the_next(bundle):
-    assert compiled("8.6", START, bundle, frozenset({"no flags"})).mode.hold_fp32
     made = compiled("8.6", DENOISER, bundle, frozenset({"OBEY_PRECISION_CONSTRAINTS"}))
     assert made.mode.name == "fp16, fp32 islands preferred"
 
@@ -82,9 +82,19 @@ def test_a_refusal_carries_its_own_lines(bundle):
         compiled("8.6", DENOISER, bundle, frozenset({"FP16"}))
 
 
-def test_what_does_not_parse_is_named(bundle):
-    with pytest.raises(BuildFailed, match="denoiser"):
-        compiled("10", DENOISER, bundle, raw=b"no ONNX at all")
+@pytest.mark.parametrize("kind", ["8.6", "10"])
+def test_what_does_not_parse_is_named(bundle, kind):
+    with pytest.raises(BuildFailed, match=r"graph 'denoiser': got .*denoiser\.onnx does not parse"):
+        compiled(kind, DENOISER, bundle, raw=b"no ONNX at all")
+
+
+def test_onnx_is_needed_only_where_a_graph_is_rewritten(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "engine.rewrite", raising=False)
+    with pytest.raises(ExtraMissing, match=r"onnx cannot be imported.*pip install 'zturbo\[tensorrt\]'"):
+        compiled("8.6", DENOISER, bundle, raw=b"any")
+    with pytest.raises(BuildFailed):
+        compiled("10", DENOISER, bundle, raw=b"any")
 
 
 def test_wires_that_are_not_the_bundles_are_refused(bundle):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import numpy as np
 import pytest
@@ -25,9 +26,19 @@ def test_no_gpu_no_module_and_no_such_device_are_told_apart(monkeypatch, cuda):
     cuda.fails["cudaGetDeviceCount"] = 100
     with pytest.raises(BackendUnavailable, match="no CUDA-capable device"):
         Cuda()
-    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendUnavailable, match="cannot be imported"):
+    cuda.fails["cudaGetDeviceCount"] = 35
+    with pytest.raises(BackendUnavailable, match='pip install "cuda-bindings<13"'):
         Cuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendUnavailable, match=r"cannot be imported.*pip install 'zturbo\[rtx\]'"):
+        Cuda(extra="rtx")
+
+
+@pytest.mark.parametrize("call", ["cudaSetDevice", "cudaGetDeviceProperties", "cudaDriverGetVersion"])
+def test_a_gpu_that_another_process_holds_or_that_does_not_answer_is_unavailable(cuda, call):
+    cuda.fails[call] = 46
+    with pytest.raises(BackendUnavailable, match="CUDA: got error 46"):
+        machine_of(Cuda())
 
 
 def test_machine(cuda):
@@ -58,6 +69,30 @@ def test_memory_goes_with_its_tensor_and_everything_with_the_device(cuda):
     assert cuda.alive == 0
     del kept  # its memory is gone already
     gc.collect()
+
+
+def test_nothing_is_used_after_close(cuda):
+    device = Device(Cuda())
+    tensor, wait = device.tensor((2,), "uint8"), device.mark()
+    device.close()
+    for use in (tensor.read, lambda: tensor.write(np.zeros(2, np.uint8)), wait, device.mark, device.synchronize):
+        with pytest.raises(ExecutionFailed, match="use after close"):
+            use()
+    with pytest.raises(ExecutionFailed, match="use after close"):
+        device.tensor((2,), "uint8")
+
+
+def test_all_is_freed_though_the_device_failed_and_the_first_error_is_told(cuda):
+    device = Device(Cuda())
+    tensors = [device.tensor((2,), "uint8") for _ in range(2)]
+    device.mark()
+    cuda.fails |= {"cudaStreamSynchronize": 700, "cudaEventDestroy": 701}
+    with pytest.raises(ExecutionFailed, match="cudaStreamSynchronize: got error 700"):
+        device.close()
+    assert not cuda.memory
+    assert {"cudaEventDestroy", "cudaStreamDestroy"} <= set(cuda.calls)
+    device.close()
+    del tensors
 
 
 def test_events_are_used_again(cuda):

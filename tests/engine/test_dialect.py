@@ -61,7 +61,7 @@ def test_a_network_is_made_with_the_flag_that_the_flavour_has(kind):
 def test_modes():
     assert [mode.name for mode in dialect("10").modes("fp16")] == ["strongly typed"]
     fp32, fp16 = dialect("8.6").modes("fp32"), dialect("8.6").modes("fp16")
-    assert fp32[0].flags == ()
+    assert [mode.flags for mode in fp32] == [()]
     assert fp16[0].flags == ("FP16", "OBEY_PRECISION_CONSTRAINTS")
     assert fp16[0].hold_fp32
 

@@ -41,7 +41,8 @@ def found_bundles() -> list[Path]:
 def diagnose(folder: Path) -> dict[str, Any]:
     """What `auto` takes for a bundle: {"takes": name or None, "backends": {name: None or why it cannot run}}.
 
-    Each backend is opened, which is the only proof. A bundle that cannot be used: {"takes": None, "problem": …}.
+    Each backend is opened, its engines or sessions for the default size loaded: the only proof.
+    A bundle that cannot be used: {"takes": None, "problem": …}.
     """
     from runtime.backends import NAMES
 
