@@ -19,7 +19,8 @@ help: ## this list
 
 setup: $(READY) ## make .venv with the zturbo command and everything the targets below need
 
-# torch by its exact version first: a range would make pip take the newest build, with gigabytes of CUDA.
+# torch first and by its exact version, so that a torch from elsewhere (a CPU build) is kept by the next line. The build
+# for Linux on PyPI is the CUDA one: about 2.7 GB with NVIDIA's libraries. pip's own settings can name another index.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "zturbo needs Python 3.10 or newer")'
 	$(PYTHON) -m venv .venv
@@ -61,10 +62,10 @@ engines: setup $(BUNDLE) ## build plans  (MODEL=emoji TARGET=tensorrt_rtx PROFIL
 	$(BIN)/zturbo build trt_models/$(MODEL) --target $(TARGET) --profiles "$(PROFILES)"
 
 judge: setup $(BUNDLE) ## how often the model paints what it is asked for
-	$(BIN)/python models/$(MODEL)/judge.py
+	$(BIN)/zturbo judge --model models/$(MODEL)
 
 bench-cpu: setup $(BUNDLE) ## ONNX Runtime against diffusers on this CPU
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/zturbo bench-cpu
 
 clean: ## remove what the targets above made, but for .venv and trt_models
 	rm -rf out build .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

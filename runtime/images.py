@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from engine.errors import OutputError
+from engine.errors import OptionInvalid, OutputError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,42 +35,31 @@ class Result:
         """The pictures as PIL images."""
         return [Image.fromarray(array) for array in self.arrays]
 
+    def save(self, folder: Path | str, stem: str = "image") -> list[Path]:
+        """Write each picture to folder/<stem>-<number>.png with its request in the PNG's `zturbo` text; their paths.
 
-def save_images(result: Result, folder: Path, stem: str = "image") -> list[Path]:
-    """Write <stem>-0.png … with the request in the PNG's `zturbo` text; each file appears whole or not at all.
-
-    Raises OutputError.
-    """
-    paths = []
-    for index, image in enumerate(result.images):
-        path = folder / f"{stem}-{index}.png"
-        save_png(image, path, {**result.metadata, "image": index})
-        paths.append(path)
-    return paths
+        Numbers go on after the highest there is, so nothing is overwritten, not by another process at the same time
+        either. A file appears whole or not at all. Raises OutputError, or OptionInvalid where stem is no file name.
+        """
+        _check_stem(stem)
+        folder, paths = Path(folder), list[Path]()
+        with _translated(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            number = _next_number(folder, stem)
+            for index, image in enumerate(self.images):
+                with _partial_png(image, folder, {**self.metadata, "image": index}) as partial:
+                    while not _took_name(partial, folder / f"{stem}-{number}.png"):
+                        number += 1
+                paths.append(folder / f"{stem}-{number}.png")
+        return paths
 
 
 def save_png(image: Image.Image, path: Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write one PNG atomically, its folder included. Raises OutputError."""
-    text = PngImagePlugin.PngInfo()
-    if metadata is not None:
-        text.add_text("zturbo", json.dumps(metadata))
-    try:
+    """Write one PNG, its folder included, in place of what was there: whole or not at all. Raises OutputError."""
+    with _translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".partial", dir=path.parent)
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                image.save(stream, format="PNG", pnginfo=text)
-            partial.chmod(0o644)
+        with _partial_png(image, path.parent, metadata) as partial:
             partial.replace(path)
-        except BaseException:
-            partial.unlink()
-            raise
-    except OSError as error:
-        raise OutputError(
-            str(path), actual=f"{type(error).__name__}: {error.strerror or error}",
-            allowed="a place that can be written", remedy="Choose another folder with --out.",
-        ) from error  # fmt: skip
 
 
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
@@ -82,3 +73,64 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], column
         sheet.paste(image, (left, top))
         pen.text((left + 2, top + height + 3), caption, fill="black")
     return sheet
+
+
+def _check_stem(stem: str) -> None:
+    if not stem or re.search(r"[/\\:\0]", stem):
+        raise OptionInvalid(
+            "stem", actual=repr(stem), allowed="the beginning of a file name, without / \\ and :",
+            remedy="Name the folder in `folder`.",
+        )  # fmt: skip
+
+
+def _next_number(folder: Path, stem: str) -> int:
+    """One more than the highest number that a <stem>-<number>.png in the folder has; 0 where there is none."""
+    pattern = re.compile(re.escape(stem) + r"-([0-9]{1,9})\.png")
+    found = [int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    return max(found, default=-1) + 1
+
+
+@contextmanager
+def _partial_png(image: Image.Image, folder: Path, metadata: dict[str, Any] | None) -> Iterator[Path]:
+    """A whole PNG under a name that nothing else has, with the permissions of the umask; gone when the block ends."""
+    text = PngImagePlugin.PngInfo()
+    if metadata is not None:
+        text.add_text("zturbo", json.dumps(metadata))
+    partial = folder / f".zturbo-{secrets.token_hex(8)}.partial"
+    try:
+        with partial.open("xb") as stream:
+            image.save(stream, format="PNG", pnginfo=text)
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _took_name(partial: Path, path: Path) -> bool:
+    """Give a file its name, unless something has that name already; there is no moment between look and take."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: an empty file holds the name for a moment
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            return False
+        try:
+            partial.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+    return True
+
+
+@contextmanager
+def _translated(subject: Path) -> Iterator[None]:
+    """OSErrors as OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            str(subject), actual=f"{type(error).__name__}: {error.strerror or error}",
+            allowed="a place that can be written", remedy="Choose another folder (`--out` on the command line).",
+        ) from error  # fmt: skip

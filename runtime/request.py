@@ -87,7 +87,7 @@ def _check_integer(name: str, value: object, low: int, high: int, *, optional: b
     if value is None and optional:
         return
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not low <= value <= high:  # type: ignore[operator]
+    if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
         raise _invalid(name, _shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
 
 

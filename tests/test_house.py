@@ -54,6 +54,22 @@ def test_imports_are_light(root, statement):
     assert done.stdout.strip() == "[]"
 
 
+PAINT = """
+import sys
+from zturbo import Pipeline, Request
+with Pipeline.load(sys.argv[1], "onnxruntime", threads=1) as pipeline:
+    result = pipeline.generate(Request(prompt="a cat", num_inference_steps=1, height=128, width=128))
+assert result.save(sys.argv[2])[0].is_file()
+print([name for name in sys.argv[3:] if name in sys.modules])
+"""
+
+
+def test_a_picture_is_painted_and_saved_without_a_heavy_library(tiny_bundle, root, tmp_path):
+    command = [sys.executable, "-c", PAINT, tiny_bundle, tmp_path, *HEAVY]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_public_api_is_what_all_says():
     import zturbo
 

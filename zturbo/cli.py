@@ -16,12 +16,14 @@ import typer
 from typer.core import TyperGroup
 
 from engine.errors import ZturboError
+from zturbo.commands.bench_cpu import run as bench_cpu
 from zturbo.commands.build import run as build
 from zturbo.commands.demo import run as demo
 from zturbo.commands.doctor import run as doctor
 from zturbo.commands.export import run as export
 from zturbo.commands.generate import run as generate
 from zturbo.commands.inspect import run as inspect
+from zturbo.commands.judge import run as judge
 
 INVALID, INTERRUPTED = 2, 130
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -31,8 +33,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "doctor": doctor,
     "demo": demo,
+    "judge": judge,
+    "bench-cpu": bench_cpu,
 }
 """In the order that `zturbo --help` lists them."""
+_FOREIGN = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
+HANDED_ON: dict[str, dict[str, Any]] = {"judge": _FOREIGN, "bench-cpu": {**_FOREIGN, "add_help_option": False}}
+"""Commands that hand options on to a program with a parser of its own."""
 
 
 class Commands(TyperGroup):
@@ -76,4 +83,4 @@ def root(
 
 
 for _name, _run in COMMANDS.items():
-    app.command(name=_name)(_run)
+    app.command(name=_name, **HANDED_ON.get(_name, {}))(_run)

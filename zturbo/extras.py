@@ -1,27 +1,43 @@
-"""Which optional dependencies a command needs, told as a typed error where they are not installed."""
+"""Which extra has which Python module, told as a typed error where a module is not installed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.errors import ZturboError
+from engine.errors import ExtraMissing
 
-OURS = ("zturbo", "export", "engine", "runtime", "benchmarks")
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "accelerate": ("export",),
+    "cuda": ("tensorrt", "rtx"),
+    "diffusers": ("export",),
+    "onnx": ("export", "tensorrt", "rtx"),
+    "onnxruntime": ("cpu", "gpu"),
+    "psutil": ("bench",),
+    "safetensors": ("export",),
+    "scipy": ("export",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("rtx",),
+    "torch": ("export",),
+    "transformers": ("export",),
+}
+"""The extras of pyproject.toml that install a module; the first is named unless a command prefers another of them."""
 
 
 @contextmanager
-def extra(name: str, *, command: str) -> Iterator[None]:
-    """Around a command's late imports: a missing library becomes a ZturboError that names the extra.
+def extra(preferred: str, *, command: str) -> Iterator[None]:
+    """Around what a command imports late: a missing library becomes ExtraMissing, which names the extra that has it.
 
-    A module of our own that is missing is a fault of ours, and stays a ModuleNotFoundError.
+    A module that no extra has is a fault of ours, and stays a ModuleNotFoundError.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in OURS:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
             raise
-        raise ZturboError(
+        name = preferred if preferred in EXTRAS[module] else EXTRAS[module][0]
+        raise ExtraMissing(
             f"zturbo {command}", actual=f"no Python module '{error.name}' here",
             allowed=f"an installation with the extra '{name}'", remedy=f"Run `pip install 'zturbo[{name}]'`.",
         ) from error  # fmt: skip

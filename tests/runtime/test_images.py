@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engine.errors import OutputError
-from runtime.images import Result, contact_sheet, save_images, save_png
+from engine.errors import OptionInvalid, OutputError
+from runtime.images import Result, contact_sheet, save_png
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def result():
 
 
 def test_pictures_carry_their_request(result, tmp_path):
-    paths = save_images(result, tmp_path / "a" / "b", stem="cat")
+    paths = result.save(tmp_path / "a" / "b", stem="cat")
     assert paths == [tmp_path / "a" / "b" / f"cat-{k}.png" for k in range(2)]
     for index, path in enumerate(paths):
         with Image.open(path) as image:
@@ -31,8 +32,50 @@ def test_pictures_carry_their_request(result, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
-def test_others_may_read_them(result, tmp_path):
-    assert save_images(result, tmp_path)[0].stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_them(result, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        paths = [*result.save(tmp_path), tmp_path / "sheet.png"]
+        save_png(result.images[0], paths[-1])
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in paths} == {mode}
+
+
+def test_numbers_go_on_and_nothing_is_overwritten(result, tmp_path):
+    (tmp_path / "image-7.png").write_text("mine")
+    (tmp_path / "image-007.PNG").write_text("another")
+    (tmp_path / "other-9.png").write_text("other")
+    assert [path.name for path in result.save(tmp_path)] == ["image-8.png", "image-9.png"]
+    assert [path.name for path in result.save(str(tmp_path), "other")] == ["other-10.png", "other-11.png"]
+    assert (tmp_path / "image-7.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+def test_writers_of_one_folder_take_turns_at_names(result, tmp_path, monkeypatch, links):
+    """Every writer looks before any writes, so all want the same names."""
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr("runtime.images._next_number", lambda folder, stem: 0)
+    with ThreadPoolExecutor(4) as pool:
+        paths = [path for saved in pool.map(lambda _: result.save(tmp_path), range(8)) for path in saved]
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    assert sorted(path.name for path in paths) == sorted(f"image-{k}.png" for k in range(16))
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size == (24, 16)
+
+
+def no_links(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("stem", ["", "a/b", "..\\a", "c:a", "nul\0"])
+def test_a_stem_is_the_beginning_of_a_file_name(result, tmp_path, stem):
+    with pytest.raises(OptionInvalid, match="stem: got"):
+        result.save(tmp_path, stem)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_picture_replaces_the_one_before(result, tmp_path):
@@ -45,7 +88,7 @@ def test_a_picture_replaces_the_one_before(result, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_nothing_stays_of_a_save_that_failed(result, tmp_path, monkeypatch, error):
-    old = save_images(result, tmp_path)[0].read_bytes()
+    old = result.save(tmp_path)[0].read_bytes()
 
     def fail(self, stream, **options):
         stream.write(b"half a picture")
@@ -53,17 +96,17 @@ def test_nothing_stays_of_a_save_that_failed(result, tmp_path, monkeypatch, erro
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
-        save_images(result, tmp_path)
+        result.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image-0.png", "image-1.png"]
     assert (tmp_path / "image-0.png").read_bytes() == old
 
 
 def refused(result, folder, **options):
     with pytest.raises(OutputError) as caught:
-        save_images(result, folder, **options)
+        result.save(folder, **options)
     assert caught.value.subject.startswith(str(folder))
     assert caught.value.allowed == "a place that can be written"
-    assert caught.value.remedy == "Choose another folder with --out."
+    assert caught.value.remedy == "Choose another folder (`--out` on the command line)."
     return caught.value
 
 
@@ -77,8 +120,10 @@ def test_a_place_below_a_regular_file(result, tmp_path, below):
 
 def test_a_folder_where_the_picture_goes(result, tmp_path):
     (tmp_path / "image-0.png").mkdir()
-    refused(result, tmp_path)
+    with pytest.raises(OutputError, match="image-0"):
+        save_png(result.images[0], tmp_path / "image-0.png")
     assert [path.name for path in tmp_path.iterdir()] == ["image-0.png"]
+    assert [path.name for path in result.save(tmp_path)] == ["image-1.png", "image-2.png"]
 
 
 def test_a_name_that_is_too_long(result, tmp_path):

@@ -19,6 +19,7 @@ from zturbo.cli import app
 def zturbo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """Run the command in this process, from an empty folder; returns typer's result."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zturbo"])  # a command that runs another program sets it
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

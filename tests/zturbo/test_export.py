@@ -67,7 +67,7 @@ def test_export_without_torch_names_the_extra(zturbo, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", no_torch)
     done = zturbo("export", "models/emoji")
-    assert_refused(done, "ZturboError")
+    assert_refused(done, "ExtraMissing")
     assert "pip install 'zturbo[export]'" in done.stderr
 
 

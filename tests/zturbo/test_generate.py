@@ -33,6 +33,15 @@ def test_json_is_one_object_and_the_pictures_are_there(zturbo, small_bundle, fak
             assert json.loads(image.text["zturbo"])["prompt"] == "a cat"
 
 
+def test_a_second_run_numbers_on(zturbo, small_bundle, fake_pipeline, tmp_path):
+    first, second = (
+        json.loads(zturbo("generate", small_bundle, prompt, "--json").stdout)["paths"] for prompt in ("a cat", "a dog")
+    )
+    assert (first, second) == (["out/image-0.png"], ["out/image-1.png"])
+    with Image.open(tmp_path / second[0]) as image:
+        assert json.loads(image.text["zturbo"])["prompt"] == "a dog"
+
+
 def test_stderr_names_the_backend_and_why_not_the_others(zturbo, small_bundle, fake_pipeline):
     done = zturbo("generate", small_bundle, "a cat", "--json")
     assert "not tensorrt: no GPU here" in done.stderr

@@ -19,16 +19,17 @@ def test_the_python_example_runs(readme, emoji_bundle, monkeypatch, tmp_path, ca
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert "20 of 20" in capsys.readouterr().out
-    assert (tmp_path / "fox.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "fox-1.png").stat().st_size > 1000
 
 
 def test_every_command_has_an_example(readme, root):
-    commands = {path.stem for path in (root / "zturbo" / "commands").glob("*.py")} - {"__init__"}
-    assert commands <= set(re.findall(r"zturbo (\w+)", readme))
+    files = (root / "zturbo" / "commands").glob("[a-z]*.py")
+    commands = {path.stem.replace("_", "-") for path in files}
+    assert commands <= set(re.findall(r"zturbo ([\w-]+)", readme))
 
 
 def test_every_option_it_names_exists(readme, zturbo):
-    for command, rest in re.findall(r"^zturbo (\w+)(.*)$", readme, re.MULTILINE):
+    for command, rest in re.findall(r"^zturbo ([\w-]+)(.*)$", readme, re.MULTILINE):
         offered = zturbo(command, "--help").stdout
         for option in re.findall(r" (--?[a-z]+)", rest):
             assert option in offered, f"zturbo {command} has no {option}"

@@ -79,11 +79,11 @@ def paint(folder: Path, backend: str, steps: int) -> list[Result]:
 
 
 def save_sheet(results: list[Result], out: Path) -> Path:
-    """Each picture as a PNG of its own, and all of them on `sheet.png`."""
-    from runtime.images import contact_sheet, save_images, save_png
+    """Each picture as a PNG of its own, and all of them on `sheet.png`, in place of those of the run before."""
+    from runtime.images import contact_sheet, save_png
 
     for index, result in enumerate(results, start=1):
-        save_images(result, out, stem=f"{index:02d}")
+        save_png(result.images[0], out / f"{index:02d}.png", result.metadata)
     sheet = contact_sheet([result.images[0] for result in results], PROMPTS, COLUMNS)
     path = out / "sheet.png"
     save_png(sheet, path)

@@ -36,7 +36,6 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: paths, seconds, metadata.")] = False,
 ) -> None:
     """Generate pictures for a prompt; each PNG carries the request that made it."""
-    from runtime.images import save_images
     from runtime.pipeline import Pipeline
     from runtime.request import Request
 
@@ -51,8 +50,7 @@ def run(
     ):
         tell_backend(pipeline)
         result = generate(pipeline, request, advance)
-    paths = save_images(result, out)
-    tell_result(paths, result, as_json=as_json)
+    tell_result(result.save(out), result, as_json=as_json)
 
 
 def generate(pipeline: Pipeline, request: Request, advance: Advance, phase: str = "denoising") -> Result:
