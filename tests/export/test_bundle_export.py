@@ -272,4 +272,6 @@ def test_scattered_weights_become_one_file(tiny_bundle: Path, tmp_path: Path) ->
     assert sorted(file.name for file in tmp_path.iterdir()) == ["denoiser.onnx", "denoiser.onnx.data"]
     onnx.checker.check_model(str(path))
     again = onnx.load(path)
-    assert {t.name: t.raw_data for t in again.graph.initializer} == {t.name: t.raw_data for t in graph.graph.initializer}
+    assert {t.name: t.raw_data for t in again.graph.initializer} == {
+        t.name: t.raw_data for t in graph.graph.initializer
+    }

@@ -109,7 +109,9 @@ def test_unknown_precisions(backends, bundle_folder, precision):
 
 def test_a_precision_that_was_not_exported(backends, own_bundle):
     edit(own_bundle, lambda body: body["variants"].pop("fp16"))
-    with pytest.raises(OptionInvalid, match=r"got fp16; allowed: fp32\. Export the source again with `--precision both`"):
+    with pytest.raises(
+        OptionInvalid, match=r"got fp16; allowed: fp32\. Export the source again with `--precision both`"
+    ):
         Pipeline.load(own_bundle, precision="fp16")
 
 

@@ -90,7 +90,7 @@ def test_build_hands_on_profiles_and_tells_each_plan(zturbo, small_bundle, monke
     assert "built decoder 128@2 in 31.4 s (no plan)" in done.stderr
     answer = json.loads(done.stdout)
     assert answer["plans"][0]["graph"] == "decoder"
-    assert answer["folder"].endswith("tensorrt_rtx")
+    assert answer["folder"].endswith("engines")
 
 
 def test_build_for_a_target_that_is_none(zturbo, small_bundle):

@@ -10,7 +10,6 @@ import typer
 
 from engine.binding import Precision
 from engine.plan import engines_folder
-from engine.target import parse_target
 from zturbo.console import print_json, print_table, progress, say
 from zturbo.extras import extra
 
@@ -30,7 +29,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build plans where valid ones are not there already; a guided picture takes two rows of a profile."""
-    folder = engines_folder(bundle) / parse_target(target).folder
+    folder = engines_folder(bundle)
     begun = time.perf_counter()
     infos = build(bundle, target, profiles.split(), precision, jobs)
     seconds = time.perf_counter() - begun
