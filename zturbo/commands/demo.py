@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from runtime.images import Result
 
 PROMPTS = (
-    "a cat on a white background",
-    "a rocket on a blue background",
-    "a small pizza on teal",
-    "a large sunflower on purple",
-    "a panda, pink background",
-    "a cat left of a pizza on white",
-    "an owl above a book on yellow",
-    "a robot next to a guitar on orange",
+    "a cat on a blue background",
+    "a small rocket on black",
+    "a big panda on green",
+    "an owl left of a cupcake on teal",
+    "a robot above a donut on orange",
+    "a bicycle on white",
+    "a small crab left of a large pumpkin on white",
+    "a dragon on black",
 )
-"""Single objects first, then pairs, which are harder: the sheet is to show failures too."""
+"""What it was taught, alone and in pairs; then what it does badly: thin lines, sizes in a pair, an unknown thing."""
 COLUMNS = 4
 
 
