@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from engine.binding import Array, Binding, Dims, Graph, Precision, Stage
+from export.lean import make_lean
 
 OPSET = 17
 CONVOLUTIONS = (torch.conv2d, torch.nn.functional.conv2d)
@@ -44,10 +45,12 @@ class GraphSpec:
 
 
 def onnx_from_module(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -> None:
-    """Trace the module on example inputs and write a checked ONNX file.
+    """Trace the module on example inputs and write a checked ONNX file; the module's fp32 form is changed by it.
 
     inputs: one array per binding of spec.inputs; their sizes must be ≥ 2 on symbolic axes, else tracing fixes them.
     """
+    if spec.precision == "fp32":
+        make_lean(spec.module)
     axes = {b.name: {k: str(axis) for k, axis in enumerate(b.shape) if isinstance(axis, str)} for b in _all(spec)}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer warns of every shape that Python reads
@@ -56,7 +59,22 @@ def onnx_from_module(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -
             input_names=[b.name for b in spec.inputs], output_names=[b.name for b in spec.outputs],
             dynamic_axes={name: named for name, named in axes.items() if named}, verbose=False,
         )  # fmt: skip
+    consolidate(path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def consolidate(path: Path) -> None:
+    """Put the weights that a graph over 2 GB keeps in a file per tensor into one, `<path>.data`."""
+    model = onnx.load(str(path), load_external_data=False)
+    scattered = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+    if not scattered:
+        return
+    onnx.load_external_data_for_model(model, str(path.parent))
+    onnx.save_model(
+        model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=path.name + ".data"
+    )
+    for name in scattered:
+        (path.parent / name).unlink()
 
 
 def tensors(bindings: Sequence[Binding], arrays: Mapping[str, Array]) -> tuple[Tensor, ...]:

@@ -10,10 +10,9 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from engine.machine import usable_cores
+from engine.machine import processor_name, usable_cores
 
 LIBRARIES = (
     "zturbo", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
@@ -65,14 +64,6 @@ def installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def processor_name() -> str:
-    """The processor's name for people."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def providers() -> tuple[str, ...]:
