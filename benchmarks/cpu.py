@@ -25,7 +25,7 @@ from benchmarks.pairs import interleaved, psnr
 from benchmarks.report import as_json, print_tables, result_of
 from benchmarks.sweep import Entrant, Trial, best_settings, start, thread_counts
 from benchmarks.work import Turn, Work, work_from_bundle
-from engine.errors import ExportMismatch, InvalidInput, ZturboError
+from engine.errors import ExportMismatch, ZturboError
 from engine.machine import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ QUICK = Plan(steps=2, size_px=128, repeats=0, warmup=1, pairs=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code: 0, 1 where it failed, 2 for a wrong option."""
+    """Run the benchmark; returns the exit code: 0, or 2 where it failed."""
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = measure(bundle, QUICK if options.quick else FULL, console)
     except ZturboError as error:
         console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
-        return 2 if isinstance(error, InvalidInput) else 1
+        return 2
     print_tables(result, Console())
     out = options.out or (None if options.quick else ROOT / "benchmarks" / "results" / "cpu-emoji.json")
     if out is not None:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from engine.build import BuildEvent, build_engines
 from engine.dialect import FLAVOURS, load_dialect
-from engine.errors import InvalidInput, ZturboError
+from engine.errors import OptionInvalid, ZturboError
 from engine.machine import machine_of
 from runtime.images import contact_sheet, save_png
 from runtime.pipeline import Pipeline
@@ -44,13 +44,13 @@ STEPS, GUIDANCE, COLUMNS = 20, 3.0, 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run or compare; returns the exit code: 0, 1 where it failed, 2 for a wrong option."""
+    """Run or compare; returns the exit code: 0, or 2 where it failed."""
     options = _parser().parse_args(arguments)
     try:
         found = run(options) if options.command == "run" else compare(options.ours, options.reference)
     except ZturboError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInput) else 1
+        return 2
     print(json.dumps(found))
     return 0
 
@@ -91,7 +91,13 @@ def save(folder: Path, results: Sequence[Result], found: dict[str, Any]) -> None
 
 
 def compare(ours: Path, reference: Path) -> dict[str, Any]:
-    """PSNR of each picture of one run against another's, in dB, and their median."""
+    """PSNR of each picture of one run against another's, in dB, and their median. Raises OptionInvalid."""
+    for folder in (ours, reference):
+        if not (folder / "pictures.npz").is_file():
+            raise OptionInvalid(
+                "compare", actual=f"no pictures.npz in {folder}", allowed="a folder that `run --out` wrote",
+                remedy="Run it first.",
+            )  # fmt: skip
     pairs = zip(
         *(np.load(folder / "pictures.npz")["images"].astype(np.float64) for folder in (ours, reference)), strict=True
     )

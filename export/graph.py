@@ -1,7 +1,7 @@
 """nn.Module → one ONNX file whose inputs, outputs and symbolic axes are those of a graph's bindings.
 
-The TorchScript exporter at opset 17: it parses on every TensorRT flavour (shared facts, 8.6 to RTX 1.7).
-Does not know what the module computes.
+The TorchScript exporter at opset 17: it parses on every TensorRT flavour from 8.6 to RTX 1.7, which the
+dynamo exporter's opset 18 does not. Does not know what the module computes.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ def make_lean(module: nn.Module) -> None:
     """Swap what has a cheaper form, in place, at every depth; a second call changes nothing."""
     for parent in list(module.modules()):
         if isinstance(parent, Attention) and is_plain(parent) and not isinstance(parent.processor, LeanAttention):
-            parent.to_q = scaled(parent.to_q, (parent.inner_dim // parent.heads) ** -0.5)
+            parent.to_q = scaled(parent.to_q, parent.scale)
             parent.set_processor(LeanAttention())
-        elif isinstance(parent, Transformer2DModel) and isinstance(parent.proj_in, nn.Conv2d):
+        elif isinstance(parent, Transformer2DModel) and isinstance(getattr(parent, "proj_in", None), nn.Conv2d):
             parent.proj_in, parent.proj_out = (
                 linear_from_pointwise(parent.proj_in),
                 linear_from_pointwise(parent.proj_out),
@@ -54,7 +54,7 @@ def lean_form(module: nn.Module) -> nn.Module | None:
 
 
 def is_plain(attention: Attention) -> bool:
-    """Whether an attention is softmax(q·kᵀ/√d)·v with projections, and nothing else that LeanAttention would lose."""
+    """Whether an attention is softmax(s·q·kᵀ)·v with projections, and nothing else that LeanAttention would lose."""
     extras = ("spatial_norm", "norm_q", "norm_k", "add_k_proj", "norm_cross")
     return not any(getattr(attention, name, None) for name in extras) and attention.rescale_output_factor == 1
 

@@ -40,7 +40,7 @@ class PhaseUpsample(nn.Module):
         """Whether the module is upsampling and a 3×3 convolution, and nothing else."""
         conv = getattr(module, "conv", None)
         plain = module.interpolate and module.use_conv and not module.use_conv_transpose and module.norm is None
-        return plain and isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.padding == (1, 1)
+        return plain and isinstance(conv, nn.Conv2d) and is_plain(conv)
 
     def forward(self, x: Tensor, output_size: Any = None) -> Tensor:
         """x: (B, C, H, W). output_size: (2H or 2H − 1, 2W or 2W − 1), or None for twice the size."""
@@ -77,8 +77,13 @@ class PhaseConv(nn.Module):
 
 def phases_pay(conv: nn.Conv2d) -> bool:
     """Whether four phases of a convolution fit into one vector of output channels."""
-    plain = conv.stride == (1, 1) and conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
-    return plain and conv.kernel_size == (3, 3) and conv.bias is not None and 4 * conv.out_channels <= VECTOR
+    return is_plain(conv) and 4 * conv.out_channels <= VECTOR
+
+
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it is a 3×3 convolution with a bias, padded with one zero on each side, and nothing else."""
+    ones = conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
+    return ones and conv.kernel_size == (3, 3) and conv.padding_mode == "zeros" and conv.bias is not None
 
 
 def phase_weights(weight: Tensor) -> list[Tensor]:

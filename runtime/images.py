@@ -21,7 +21,8 @@ from engine.errors import OptionInvalid, OutputError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """A request's pictures. arrays: (num_images, H, W, 3) uint8. seconds: wall time per stage of its batches.
+    """A request's pictures. arrays: (num_images, H, W, 3) uint8. seconds: wall time per stage of the whole call, other
+    requests in it included.
 
     metadata: what was asked with every default filled in, and what ran it; JSON types only.
     """

@@ -5,6 +5,7 @@ Knows the components and how their modules map to our wires; not how graphs are 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+STAND_IN = "dpmpp_2m"
 TORCH = {"fp32": torch.float32, "fp16": torch.float16}
 NUMPY: dict[Precision, DType] = {"fp32": "float32", "fp16": "float16"}
 
@@ -91,7 +93,7 @@ def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[s
     side = int(unet["sample_size"]) * factor
     scheduler = read_json(source / "scheduler" / "scheduler_config.json")
     defaults = Defaults(
-        height=side, width=side, num_inference_steps=20, guidance_scale=7.5, scheduler=own_name(scheduler) or "dpmpp_2m"
+        height=side, width=side, num_inference_steps=20, guidance_scale=7.5, scheduler=default_scheduler(scheduler)
     )
     return Model(
         family="sd", source=source, components=COMPONENTS, guidance_offset=0.0,
@@ -101,6 +103,17 @@ def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[s
         max_tokens=text["max_position_embeddings"], vocabulary=text["vocab_size"],
         graphs=tuple(SIGNATURES), specs=lambda precision: graphs(source, precision, unet, factor),
     )  # fmt: skip
+
+
+def default_scheduler(config: dict[str, Any]) -> str:
+    """Our name of the model's own scheduler; of one that has no tables the stand-in is told in a warning."""
+    name = own_name(config)
+    if name is None:
+        warnings.warn(
+            f"the model's scheduler {config.get('_class_name')} has no tables with these settings; "
+            f"requests that name none get '{STAND_IN}'", stacklevel=2,
+        )  # fmt: skip
+    return name or STAND_IN
 
 
 def graphs(source: Path, precision: Precision, unet: dict[str, Any], factor: int) -> tuple[GraphSpec, ...]:

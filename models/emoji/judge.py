@@ -230,6 +230,30 @@ def rates(result: Score, prefix: str) -> dict[str, float]:
     return {f"{prefix}{name}": round(getattr(result, name), 4) for name in ("object", "background", "both", "match")}
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raise a ZturboError for what could only fail after minutes of judging."""
+    from engine.bundle import load_bundle
+    from engine.errors import OptionInvalid
+    from zturbo import Request
+
+    if not 1 <= options.count <= len(held_out_pairs()):
+        raise OptionInvalid(
+            "judge, --count", actual=str(options.count), allowed=f"1 to {len(held_out_pairs())}",
+            remedy="That many pairs are held out.",
+        )  # fmt: skip
+    Request(
+        prompt="a cat", height=options.size, width=options.size, num_inference_steps=options.steps,
+        guidance_scale=options.guidance, scheduler=options.scheduler,
+    )  # fmt: skip
+    if options.size < TILE_PX or options.size % 8:
+        raise OptionInvalid(
+            "judge, --size", actual=str(options.size), allowed=f"{TILE_PX} or more, in multiples of 8",
+            remedy="The model was trained at 128 and 256.",
+        )  # fmt: skip
+    if options.backend != "diffusers":
+        load_bundle(options.bundle)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=HERE.parents[1] / "trt_models" / "emoji")
@@ -243,6 +267,7 @@ def main() -> None:
     parser.add_argument("--sprites", type=Path, help="folder of train.sprites, for composites at full resolution")
     parser.add_argument("--thorough", action="store_true", help="judge the judge on all 1152 clean composites")
     options = parser.parse_args()
+    check(options)
     started = time.monotonic()
     matcher = Matcher()
     itself = judge_itself(matcher, options)
@@ -253,4 +278,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from engine.errors import ZturboError
+
+    try:
+        main()
+    except ZturboError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -133,9 +133,8 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> OnnxR
     precision = _precision(bundle, options, provider)
     settings = [(provider, {"device_id": str(index)})] if provider in NUMBERED else [provider]
     graphs = bundle.graphs(precision)
-    paths = {graph.name: verified_graph(folder, bundle, graph) for graph in graphs}
     threads = physical_cores() if options.threads is None else options.threads
-    sessions = Sessions(paths, threads, lambda path, share: _session(ort, path, settings, share))
+    sessions = Sessions(threads, lambda graph, own: _session(ort, verified_graph(folder, bundle, graph), settings, own))
     for graph in graphs:  # what cannot be loaded is told now; a guided picture is two rows
         sessions.get(graph, parts_of(graph, {"rows": 2, "samples": 1}, threads) if provider == CPU else 1)
     return OnnxRuntimeBackend(ort, sessions, provider, index, precision)

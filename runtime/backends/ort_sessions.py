@@ -1,38 +1,42 @@
-"""ONNX Runtime sessions by graph and thread count, and how a batch is shared out to the CPU's threads.
+"""ONNX Runtime sessions by graph and number of parts, and how a batch is shared out to the CPU's threads.
 
-A graph all of whose bindings lead with the same batch axis treats that axis's entries apart. On the CPU it runs in
-equal parts side by side, each on its share of the threads: no operation is then left to one thread alone, and none
-waits for the other threads' share (two rows on two cores: 1.2 times as fast as two threads in every operation).
+A graph all of whose bindings lead with the same batch axis treats that axis's entries apart. On the CPU it runs in two
+halves side by side: no operation is then left to one thread alone, and none waits for the other threads' share (two
+rows on two cores: 1.2 times as fast as two threads in every operation; more cores were not measured). Halves and no
+more: each number of parts is a session with its own copy of the weights.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engine.binding import Dims, Graph
 
 BATCH_AXES = ("rows", "samples")
+HALVES = 2
 
 
 class Sessions:
-    """The sessions of a variant; one is made when a graph first runs with a number of threads.
+    """The sessions of a variant; one is made when a graph first runs in a number of parts.
 
-    threads: what all parts of a graph have together. open_session: makes one from a file and a number of threads.
+    threads: what all parts of a graph have together. open_session: makes one with a number of threads of its own.
     """
 
-    def __init__(self, paths: Mapping[str, Path], threads: int, open_session: Callable[[Path, int], Any]) -> None:
-        self.threads, self._paths, self._open = threads, dict(paths), open_session
+    def __init__(self, threads: int, open_session: Callable[[Graph, int], Any]) -> None:
+        self.threads, self._open = threads, open_session
         self._made: dict[tuple[str, int], Any] = {}
 
     def get(self, graph: Graph, parts: int) -> Any:
-        """The session for one of `parts` equal parts. Raises what open_session raises."""
-        key = graph.name, max(1, self.threads // parts)
+        """The session that all of `parts` equal parts run on at once. Raises what open_session raises.
+
+        A caller works along with the session's threads: with `parts` callers it needs parts − 1 fewer.
+        """
+        key = graph.name, parts
         if key not in self._made:
-            self._made[key] = self._open(self._paths[graph.name], key[1])
+            self._made[key] = self._open(graph, max(1, self.threads - parts + 1))
         return self._made[key]
 
     def clear(self) -> None:
@@ -41,10 +45,11 @@ class Sessions:
 
 
 def parts_of(graph: Graph, dims: Dims, threads: int) -> int:
-    """Into how many equal parts a batch is cut: as many as share the threads equally; 1 where a graph cannot be."""
+    """2 where the graph's batch can be halved and there are threads for it, else 1."""
     first = {binding.shape[0] if binding.shape else None for binding in graph.bindings}
     axis = first.pop()
-    return 1 if first or axis not in BATCH_AXES else math.gcd(dims[str(axis)], threads)
+    whole = first or axis not in BATCH_AXES or threads < HALVES or dims[str(axis)] % HALVES
+    return 1 if whole else HALVES
 
 
 def physical_cores() -> int:

@@ -43,7 +43,7 @@ def test_quick_run_ends_with_json(tiny_bundle: Path, root: Path, tmp_path: Path)
 
 
 def test_a_missing_bundle_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--quick", "--bundle", str(tmp_path / "none")]) == 1
+    assert main(["--quick", "--bundle", str(tmp_path / "none")]) == 2
     assert "BundleMissing" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from engine.errors import ExportMismatch, OptionInvalid, OutputError, SchedulerU
 from engine.wiring import host_wires
 from export import bundle as export_module
 from export.bundle import export_bundle
+from export.families import open_model
 from export.graph import consolidate
 from export.place import placed_folder
 from export.solver import COLUMNS, SCHEDULERS, make_scheduler, table
@@ -140,6 +141,12 @@ def test_refuses_missing_sources_and_weights(source: Path, tmp_path: Path) -> No
     (source / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(SourceError, match="vae"):
         export_bundle(source, tmp_path / "out")
+
+
+def test_a_scheduler_without_tables_is_replaced_aloud(source: Path) -> None:
+    edit(source / "scheduler" / "scheduler_config.json", _class_name="PNDMScheduler")
+    with pytest.warns(UserWarning, match="PNDMScheduler has no tables .* 'dpmpp_2m'"):
+        assert open_model(source).defaults.scheduler == "dpmpp_2m"
 
 
 def test_refuses_unknown_precisions(tiny_source: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.binding import Binding, Graph
+from engine.errors import BundleDamaged
 from runtime.backends.ort_sessions import Sessions, parts_of, physical_cores
 
 
@@ -18,9 +20,9 @@ def graph(**first_axes: str | int) -> Graph:
 
 @pytest.mark.parametrize(
     ("rows", "threads", "parts"),
-    [(2, 2, 2), (2, 1, 1), (1, 8, 1), (3, 2, 1), (4, 2, 2), (2, 16, 2), (6, 4, 2), (8, 8, 8)],
+    [(2, 2, 2), (2, 1, 1), (1, 8, 1), (3, 2, 1), (4, 2, 2), (2, 16, 2), (6, 4, 2), (8, 8, 2)],
 )
-def test_parts_share_rows_and_threads_equally(rows: int, threads: int, parts: int) -> None:
+def test_an_even_batch_is_halved_where_there_are_threads(rows: int, threads: int, parts: int) -> None:
     assert parts_of(graph(x="rows", y="rows"), {"rows": rows, "samples": 1}, threads) == parts
 
 
@@ -31,14 +33,25 @@ def test_graphs_that_mix_axes_are_not_cut() -> None:
     assert parts_of(graph(x="height", y="height"), dims, 2) == 1
 
 
-def test_a_session_is_made_once_for_each_share_of_the_threads() -> None:
+def test_a_session_is_made_once_for_each_number_of_parts() -> None:
     opened: list[tuple[str, int]] = []
-    sessions = Sessions(
-        {"g": Path("g.onnx")}, 4, lambda path, threads: opened.append((path.name, threads)) or len(opened)
-    )
+    sessions = Sessions(4, lambda graph, threads: opened.append((graph.name, threads)) or len(opened))
     g = graph(x="rows", y="rows")
     assert [sessions.get(g, 2), sessions.get(g, 2), sessions.get(g, 1)] == [1, 1, 2]
-    assert opened == [("g.onnx", 2), ("g.onnx", 4)]
+    assert opened == [("g", 3), ("g", 4)]  # two callers and three threads' pool of two: four at work
+
+
+def test_a_graph_that_changed_after_load_is_not_opened(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from runtime.pipeline import Pipeline
+    from runtime.request import Request
+
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
+    with Pipeline.load(folder, "onnxruntime", threads=2) as pipeline:
+        path = folder / "graphs" / "fp32" / "denoiser.onnx"
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+        with pytest.raises(BundleDamaged):  # one row: another session than a guided picture's two
+            pipeline.generate(Request(prompt="a cat", height=128, width=128, num_inference_steps=1, guidance_scale=1))
 
 
 def test_physical_cores() -> None:
