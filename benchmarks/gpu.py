@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from benchmarks import pairs
 from engine.build import BuildEvent, build_engines
 from engine.dialect import FLAVOURS, load_dialect
 from engine.errors import OptionInvalid, ZturboError
-from engine.machine import machine_of
+from engine.machine import machine_of, processor_name
 from runtime.images import contact_sheet, save_png
 from runtime.pipeline import Pipeline
 from runtime.request import Request
@@ -98,10 +99,8 @@ def compare(ours: Path, reference: Path) -> dict[str, Any]:
                 "compare", actual=f"no pictures.npz in {folder}", allowed="a folder that `run --out` wrote",
                 remedy="Run it first.",
             )  # fmt: skip
-    pairs = zip(
-        *(np.load(folder / "pictures.npz")["images"].astype(np.float64) for folder in (ours, reference)), strict=True
-    )
-    found = [psnr(a, b) for a, b in pairs]
+    both = (np.load(folder / "pictures.npz")["images"] for folder in (ours, reference))
+    found = [psnr(a, b) for a, b in zip(*both, strict=True)]
     for prompt, value in zip(PROMPTS, found, strict=True):
         print(f"{value:6.2f} dB  {prompt}")
     first, second = (json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in (ours, reference))
@@ -113,9 +112,9 @@ def compare(ours: Path, reference: Path) -> dict[str, Any]:
 
 
 def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """20·log10(255 / rms difference) in dB, 999 where the pictures are equal (JSON has no infinity)."""
-    rms = math.sqrt(float(np.mean((a - b) ** 2)))
-    return 999.0 if rms == 0 else round(20 * math.log10(255 / rms), 3)
+    """PSNR in dB, 999 where the pictures are equal (JSON has no infinity)."""
+    value = pairs.psnr(a, b)
+    return round(value, 3) if math.isfinite(value) else 999.0
 
 
 def facts(backend: str) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def facts(backend: str) -> dict[str, Any]:
             "compute_capability": machine.compute_capability, "cuda": machine.cuda,
         }  # fmt: skip
     package = {"pytorch": "torch"}.get(backend, backend)
-    return {**found, "processor": platform.processor(), package: importlib.metadata.version(package)}
+    return {**found, "processor": processor_name(), package: importlib.metadata.version(package)}
 
 
 def _times(results: Sequence[Result]) -> dict[str, float]:
@@ -151,8 +150,7 @@ def _plan(info: Any) -> dict[str, Any]:
 
 
 def _tell(event: BuildEvent) -> None:
-    took = "" if event.seconds is None else f" in {event.seconds:.1f} s"
-    print(f"{event.kind} {event.graph} {event.profile}{took} ({event.reason})", file=sys.stderr, flush=True)
+    print(event, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

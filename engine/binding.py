@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
+Float32Array = NDArray[np.float32]
 DType = Literal["float32", "float16", "int32", "uint8"]
 Lifetime = Literal["constant", "per_sample", "per_row", "carried", "transient"]
 Stage = Literal["once", "loop", "final"]

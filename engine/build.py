@@ -54,6 +54,11 @@ class BuildEvent:
     done: int
     total: int
 
+    def __str__(self) -> str:
+        """As a line: `built denoiser 256@2 in 31.4 s (no plan)`."""
+        took = "" if self.seconds is None else f" in {self.seconds:.1f} s"
+        return f"{self.kind} {self.graph} {self.profile}{took} ({self.reason})"
+
 
 OnProgress = Callable[[BuildEvent], None]
 

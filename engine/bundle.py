@@ -53,6 +53,10 @@ class Limits(Struct, frozen=True):
     max_px: Count
     multiple_px: Count
 
+    def allow(self, px: int) -> bool:
+        """Whether a height or width is one of these sizes."""
+        return self.min_px <= px <= self.max_px and px % self.multiple_px == 0
+
 
 class Defaults(Struct, frozen=True):
     """What a request gets where it names nothing."""
@@ -273,9 +277,7 @@ def bundle_problem(bundle: Bundle) -> str | None:
         return f"default scheduler {defaults.scheduler!r} without tables"
     if limits.multiple_px % latents.factor:
         return f"sizes in multiples of {limits.multiple_px} px, which latents of factor {latents.factor} do not divide"
-    if any(
-        not limits.min_px <= px <= limits.max_px or px % limits.multiple_px for px in (defaults.height, defaults.width)
-    ):
+    if not (limits.allow(defaults.height) and limits.allow(defaults.width)):
         return f"a default size of {defaults.width}x{defaults.height} outside its own limits"
     host = host_wires(latents.channels, latents.factor, tables.rows, len(tables.columns))
     problems = [wiring_problem(graphs, host) for graphs in bundle.variants.values()]

@@ -114,7 +114,7 @@ def _sizes(text: str, fields: dict[str, int], bundle: Bundle) -> tuple[Range, Ra
 def _size(text: str, low: int, opt: int, high: int, bundle: Bundle) -> Range:
     limits = bundle.limits
     for value in (low, high):
-        if not limits.min_px <= value <= limits.max_px or value % limits.multiple_px:
+        if not limits.allow(value):
             allowed = f"multiples of {limits.multiple_px} from {limits.min_px} to {limits.max_px} px"
             raise _invalid(text, f"{value} px", allowed, f"These are the limits of '{bundle.name}'.")
     if low > high:

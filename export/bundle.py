@@ -41,6 +41,8 @@ from export.tokenizer import export_tokenizer
 
 Progress = Callable[[str, int, int], None]
 Cases = dict[str, dict[str, tuple[reference.Arrays, reference.Arrays]]]
+Errors = dict[str, dict[str, dict[str, float]]]
+"""{case: {graph: {output: torch's own fp16 error}}}."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "reference.npz"}
 
@@ -63,15 +65,16 @@ def export_bundle(
         steps("solver tables")
         tables = write_tables(model, folder)
         steps("reference")
-        cases, recorded = record(model, folder, precisions)
-        variants = {p: export_variant(model, p, folder, cases, recorded, steps) for p in precisions}
+        exact = model.specs("fp32")
+        cases = record(model, exact, folder)
+        variants, errors = export_variants(model, exact, precisions, folder, cases, steps)
         bundle = Bundle(
             version=VERSION, sha256="", name=out.name, family=model.family,
             source=Source(path=_relative(source, out), sha256=source_sha256(source, model.components)),
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
             guidance_offset=model.guidance_offset,
             tokenizer=Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens),
-            tables=tables, reference=Reference(file=FILES["reference"], cases=recorded),
+            tables=tables, reference=Reference(file=FILES["reference"], cases=reference_cases(model, errors)),
             variants={p: tuple(spec.graph(_file(p, spec)) for spec in specs) for p, specs in variants.items()},
             files=file_entries(folder),
         )  # fmt: skip
@@ -93,20 +96,13 @@ def write_tables(model: Model, folder: Path) -> Tables:
     return Tables(file=FILES["tables"], rows=ROWS, columns=COLUMNS, schedulers=entries)
 
 
-def record(model: Model, folder: Path, precisions: Sequence[Precision]) -> tuple[Cases, tuple[ReferenceCase, ...]]:
-    """Seeded inputs and fp32 outputs of every graph into reference.npz, and what torch's own fp16 loses at each."""
+def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Cases:
+    """Seeded inputs and fp32 outputs of every graph, returned and written to reference.npz. specs: those of fp32."""
     cases: Cases = {}
-    errors: dict[str, dict[str, dict[str, float]]] = {}
-    dims = reference.cases(model)
-    for spec in model.specs("fp32"):
-        for seed, (case, sizes) in enumerate(dims.items()):
+    for spec in specs:
+        for seed, (case, sizes) in enumerate(reference.cases(model).items()):
             inputs = reference.seeded_inputs(spec.inputs, sizes, seed, model.vocabulary)
             cases.setdefault(spec.name, {})[case] = (inputs, run_module(spec, inputs))
-    for spec in model.specs("fp16") if "fp16" in precisions else ():
-        for case, (inputs, expected) in cases[spec.name].items():
-            outputs = run_module(spec, inputs)
-            found = {name: reference.relative_error(outputs[name], expected[name]) for name in outputs}
-            errors.setdefault(case, {})[spec.name] = found
     arrays = {
         f"{case}/{graph}/{name}": array
         for graph, by_case in cases.items()
@@ -114,23 +110,63 @@ def record(model: Model, folder: Path, precisions: Sequence[Precision]) -> tuple
         for name, array in {**inputs, **outputs}.items()
     }
     np.savez_compressed(folder / FILES["reference"], **arrays)  # type: ignore[arg-type]
-    return cases, tuple(ReferenceCase(name=c, dims=d, fp16_error=errors.get(c, {})) for c, d in dims.items())
+    return cases
+
+
+def fp16_errors(specs: Sequence[GraphSpec], cases: Cases) -> Errors:
+    """What torch's own fp16 loses at each case. specs: those of fp16."""
+    errors: Errors = {}
+    for spec in specs:
+        for case, (inputs, expected) in cases[spec.name].items():
+            outputs = run_module(spec, inputs)
+            found = {name: reference.relative_error(outputs[name], expected[name]) for name in outputs}
+            errors.setdefault(case, {})[spec.name] = found
+    return errors
+
+
+def reference_cases(model: Model, errors: Errors) -> tuple[ReferenceCase, ...]:
+    """The recorded cases as bundle.json names them."""
+    dims = reference.cases(model)
+    return tuple(ReferenceCase(name=c, dims=d, fp16_error=errors.get(c, {})) for c, d in dims.items())
+
+
+def export_variants(
+    model: Model,
+    exact: tuple[GraphSpec, ...],
+    precisions: Sequence[Precision],
+    folder: Path,
+    cases: Cases,
+    steps: Steps,
+) -> tuple[dict[Precision, tuple[GraphSpec, ...]], Errors]:
+    """Every precision's specs, written and checked, and what fp16 loses. exact: the recorded ones, of fp32."""
+    variants: dict[Precision, tuple[GraphSpec, ...]] = {}
+    errors: Errors = {}
+    for precision in precisions:
+        specs = variants[precision] = exact if precision == "fp32" else model.specs(precision)
+        if precision == "fp16":
+            errors = fp16_errors(specs, cases)
+        export_variant(model, precision, specs, folder, cases, errors, steps)
+    return variants, errors
 
 
 def export_variant(
-    model: Model, precision: Precision, folder: Path, cases: Cases, recorded: Sequence[ReferenceCase], steps: Steps
-) -> tuple[GraphSpec, ...]:
-    """Write and check every graph of one precision; returns the specs they were written from."""
-    specs = model.specs(precision)
+    model: Model,
+    precision: Precision,
+    specs: Sequence[GraphSpec],
+    folder: Path,
+    cases: Cases,
+    errors: Errors,
+    steps: Steps,
+) -> None:
+    """Write and check every graph of one precision; the fp32 modules take their lean form in it."""
     dims = example_dims(reference.cases(model)["default"], model.latents.factor)
     for spec in specs:
         steps(f"{spec.name} {precision}")
         path = folder / _file(precision, spec)
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx_from_module(spec, reference.seeded_inputs(spec.inputs, dims, 0, model.vocabulary), path)
-        errors = {case.name: case.fp16_error.get(spec.name, {}) for case in recorded}
-        check_graph(spec, precision, path, cases[spec.name], errors)
-    return specs
+        own = {case: by_graph[spec.name] for case, by_graph in errors.items()}
+        check_graph(spec, precision, path, cases[spec.name], own)
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.binding import Array
+from engine.binding import Array, Float32Array
 from runtime.noise import draws
 from runtime.tables import Table, Tables
-
-Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

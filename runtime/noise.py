@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32Array = NDArray[np.float32]
+from engine.binding import Float32Array
 
 
 def draws(seed: int, image: int, count: int, shape: tuple[int, ...]) -> Float32Array:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.binding import Float32Array
 from engine.errors import RequestInvalid
 
 MAX_PROMPT_CHARACTERS = 4000
@@ -18,8 +18,6 @@ MAX_IMAGES = 16
 MAX_STEPS = 100
 MAX_GUIDANCE = 50.0
 MAX_SEED = 2**63 - 1
-
-Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +53,9 @@ class Request:
         _check_integer("num_images", self.num_images, 1, MAX_IMAGES)
         _check_guidance(self.guidance_scale)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
-            raise _invalid("scheduler", _shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`.")
+            raise request_invalid(
+                "scheduler", _shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`."
+            )
         for name in ("latents", "noise"):
             _check_array(name, getattr(self, name))
 
@@ -74,13 +74,13 @@ def _json(value: Any) -> Any:
 def _check_text(name: str, value: object, *, minimum: int) -> None:
     allowed = f"text of {minimum} to {MAX_PROMPT_CHARACTERS} characters"
     if not isinstance(value, str):
-        raise _invalid(name, f"{type(value).__name__}", allowed, "Pass a str.")
+        raise request_invalid(name, f"{type(value).__name__}", allowed, "Pass a str.")
     if not minimum <= len(value) <= MAX_PROMPT_CHARACTERS:
-        raise _invalid(name, f"{len(value)} characters", allowed, "Shorten it, or write one.")
+        raise request_invalid(name, f"{len(value)} characters", allowed, "Shorten it, or write one.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _invalid(name, "text that is not UTF-8", allowed, "Decode it before passing it.") from error
+        raise request_invalid(name, "text that is not UTF-8", allowed, "Decode it before passing it.") from error
 
 
 def _check_integer(name: str, value: object, low: int, high: int, *, optional: bool = False) -> None:
@@ -88,7 +88,7 @@ def _check_integer(name: str, value: object, low: int, high: int, *, optional: b
         return
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
-        raise _invalid(name, _shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
+        raise request_invalid(name, _shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
 
 
 def _check_guidance(value: object) -> None:
@@ -97,7 +97,7 @@ def _check_guidance(value: object) -> None:
     number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
     if not number or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[operator]
         allowed = f"a finite number from 0 to {MAX_GUIDANCE:g}"
-        raise _invalid("guidance_scale", _shown(value), allowed, "1 or less turns guidance off.")
+        raise request_invalid("guidance_scale", _shown(value), allowed, "1 or less turns guidance off.")
 
 
 def _check_array(name: str, value: object) -> None:
@@ -105,9 +105,9 @@ def _check_array(name: str, value: object) -> None:
         return
     if not isinstance(value, np.ndarray) or value.dtype != np.float32:
         kind = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
-        raise _invalid(name, kind, "a float32 numpy array", "Convert it with `.astype(np.float32)`.")
+        raise request_invalid(name, kind, "a float32 numpy array", "Convert it with `.astype(np.float32)`.")
     if not np.isfinite(value).all():
-        raise _invalid(name, "an array with NaN or infinity", "finite values", "Check where it was made.")
+        raise request_invalid(name, "an array with NaN or infinity", "finite values", "Check where it was made.")
 
 
 def _shown(value: object) -> str:
@@ -119,5 +119,6 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _invalid(field: str, actual: str, allowed: str, remedy: str) -> RequestInvalid:
+def request_invalid(field: str, actual: str, allowed: str, remedy: str) -> RequestInvalid:
+    """The error of one field of a request."""
     return RequestInvalid(f"request, {field}", actual=actual, allowed=allowed, remedy=remedy)

@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engine.binding import Float32Array
 from engine.bundle import Bundle
-from engine.errors import RequestInvalid
 from runtime.batch import Sample
-from runtime.request import Request
+from runtime.request import Request, request_invalid
 from runtime.tables import Table, Tables
 from runtime.text import Tokenizer
-
-Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,15 +41,15 @@ class Resolved:
 def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list[Resolved]:
     """Check requests against a bundle. Raises RequestInvalid, also where they differ in size or are none."""
     if not requests:
-        raise _invalid("requests", "none", "one or more", "Pass at least one Request.")
+        raise request_invalid("requests", "none", "one or more", "Pass at least one Request.")
     for request in requests:
         if not isinstance(request, Request):
-            raise _invalid("requests", type(request).__name__, "Request objects", "Write Request(prompt=…).")
+            raise request_invalid("requests", type(request).__name__, "Request objects", "Write Request(prompt=…).")
     resolved = [_resolve(request, bundle, tables) for request in requests]
     sizes = sorted({(one.width, one.height) for one in resolved})
     if len(sizes) > 1:
         named = ", ".join(f"{width}x{height}" for width, height in sizes)
-        raise _invalid("requests, size", named, "one size in a batch", "Generate the other sizes apart.")
+        raise request_invalid("requests, size", named, "one size in a batch", "Generate the other sizes apart.")
     return resolved
 
 
@@ -85,16 +80,14 @@ def _sample(request: Request, image: int, table: Table, guidance: float, bundle:
 
 def _size(name: str, asked: int | None, default: int, bundle: Bundle) -> int:
     value, limits = default if asked is None else int(asked), bundle.limits
-    if not limits.min_px <= value <= limits.max_px or value % limits.multiple_px:
+    if not limits.allow(value):
         allowed = f"{limits.min_px} to {limits.max_px} in multiples of {limits.multiple_px}"
-        raise _invalid(name, str(value), allowed, f"Bundle '{bundle.name}' was made for these sizes.")
+        raise request_invalid(name, str(value), allowed, f"Bundle '{bundle.name}' was made for these sizes.")
     return value
 
 
 def _check_shape(name: str, array: Float32Array | None, shape: tuple[int, ...]) -> None:
     if array is not None and array.shape != shape:
-        raise _invalid(name, str(array.shape), str(shape), "One array per picture, at the request's size and steps.")
-
-
-def _invalid(field: str, actual: str, allowed: str, remedy: str) -> RequestInvalid:
-    return RequestInvalid(f"request, {field}", actual=actual, allowed=allowed, remedy=remedy)
+        raise request_invalid(
+            name, str(array.shape), str(shape), "One array per picture, at the request's size and steps."
+        )

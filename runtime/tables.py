@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.binding import Float32Array
 from engine.bundle import Bundle, SchedulerEntry, verified_path
 from engine.errors import BundleInvalid, RequestInvalid
 
-Float32Array = NDArray[np.float32]
 KEEP_COLUMNS = ("a", "s")
 """1 in these and 0 elsewhere is the row that leaves latents as they are."""
 HOST_COLUMNS = ("j", *KEEP_COLUMNS)

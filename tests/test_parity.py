@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.pairs import psnr as psnr_db
 from runtime.pipeline import Pipeline
 from runtime.request import Request
 
@@ -29,11 +30,6 @@ def onnxruntime(emoji_bundle: Path) -> Iterator[Pipeline]:
 def pytorch(emoji_bundle: Path) -> Iterator[Pipeline]:
     with Pipeline.load(emoji_bundle, "pytorch", device="cpu", precision="fp32", threads=1) as pipeline:
         yield pipeline
-
-
-def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
 def requests(scheduler: str, steps: int, guidance: float, count: int) -> list[Request]:

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 from engine.binding import Axis, Binding, DType, Lifetime, Precision
 from engine.bundle import Defaults, Latents, Limits
 from engine.errors import SourceError
+from engine.wiring import host_wires
 from export.families import Model
 from export.graph import GraphSpec
 from export.solver import COLUMNS, HISTORY, ROWS, own_name
@@ -150,14 +151,7 @@ class Wires:
     def __init__(self, model: DType, channels: int, factor: int, width: int) -> None:
         latent: tuple[Axis, ...] = (channels, f"height/{factor}", f"width/{factor}")
         entries: dict[str, tuple[DType, tuple[Axis, ...], Lifetime]] = {
-            "input_ids": ("int32", ("rows", "tokens"), "per_row"),
             "encoder_hidden_states": (model, ("rows", "tokens", width), "per_row"),
-            "table": ("float32", ("samples", ROWS, len(COLUMNS)), "per_sample"),
-            "noise": ("float32", ("samples", "draws", *latent), "per_sample"),
-            "guidance_scale": ("float32", ("samples",), "per_sample"),
-            "cond_row": ("int32", ("samples",), "per_sample"),
-            "uncond_row": ("int32", ("samples",), "per_sample"),
-            "sample_of_row": ("int32", ("rows",), "per_sample"),
             "latents": ("float32", ("samples", *latent), "carried"),
             "history": ("float32", ("samples", HISTORY, *latent), "carried"),
             "row": ("int32", ("samples",), "carried"),
@@ -168,6 +162,8 @@ class Wires:
         }
         for name in ("latents", "history", "row"):
             entries[f"next_{name}"] = entries[name]
+        for name, wire in host_wires(channels, factor, ROWS, len(COLUMNS)).items():
+            entries[name] = (*wire, "per_row" if name == "input_ids" else "per_sample")
         self.bindings = {
             name: Binding(name=name, dtype=dtype, shape=shape, lifetime=lifetime)
             for name, (dtype, shape, lifetime) in entries.items()

@@ -15,6 +15,10 @@ Launch = Callable[[], None]
 """Starts one graph on the buffers it was bound to; the work may still run when it returns."""
 
 
+def done() -> None:
+    """The event of work that is over when its launch returns: nothing to wait for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendOptions:
     """What a caller may ask of a backend; None takes the backend's own default.

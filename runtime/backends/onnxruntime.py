@@ -12,7 +12,7 @@ import numpy as np
 from engine.binding import Array, Binding, Dims, Graph, Precision
 from engine.bundle import Bundle, verified_graph
 from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid
-from runtime.backends.base import BackendOptions, Buffer, Launch
+from runtime.backends.base import BackendOptions, Buffer, Launch, done
 from runtime.backends.ort_sessions import Sessions, parts_of, physical_cores
 
 CPU = "CPUExecutionProvider"
@@ -98,7 +98,7 @@ class OnnxRuntimeBackend:
 
     def mark(self) -> Callable[[], None]:
         """Nothing to wait for: a run returns when it is done."""
-        return _done
+        return done
 
     def close(self) -> None:
         """Drop the sessions."""
@@ -112,10 +112,6 @@ class OnnxRuntimeBackend:
             for binding in bindings:
                 bind(binding.name, cast("OrtBuffer", buffers[binding.name]).part(self._ort, part, parts))
         return bound
-
-
-def _done() -> None:
-    """The event of work that is already done."""
 
 
 def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from engine.binding import Array, Binding, Dims, Graph, Precision
 from engine.bundle import Bundle
 from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid, SourceError
-from runtime.backends.base import BackendOptions, Buffer, Launch
+from runtime.backends.base import BackendOptions, Buffer, Launch, done
 
 MAX_ROWS = 16
 
@@ -86,7 +86,7 @@ class PytorchBackend:
     def mark(self) -> Callable[[], None]:
         """An event on the GPU; nothing to wait for on the CPU."""
         if not self.device.startswith("cuda"):
-            return _done
+            return done
         event = self._torch.cuda.current_stream(self.device).record_event()
         return cast("Callable[[], None]", event.synchronize)
 
@@ -109,10 +109,6 @@ def strict(torch: Any) -> Iterator[None]:
     finally:
         for place, value in zip(places, kept, strict=True):
             place.allow_tf32 = value
-
-
-def _done() -> None:
-    """The event of work that is already done."""
 
 
 def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> PytorchBackend:

@@ -77,22 +77,13 @@ def test_pointwise_projections_become_linear() -> None:
     torch.testing.assert_close(module(x, context).sample, expected, **TOLERANCE)
 
 
-def test_group_norm_of_single_channels() -> None:
-    norm = nn.GroupNorm(8, 8)
+@pytest.mark.parametrize(("groups", "form"), [(8, ChannelNorm), (4, LeanGroupNorm)])
+def test_group_norm(groups: int, form: type[nn.Module]) -> None:
+    norm = nn.GroupNorm(groups, 8)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     swapped = lean(norm)
-    assert isinstance(swapped, ChannelNorm)
-    for x in (torch.randn(2, 8, 3, 5), torch.randn(2, 8, 15)):
-        torch.testing.assert_close(swapped(x), norm(x), **TOLERANCE)
-
-
-def test_group_norm() -> None:
-    norm = nn.GroupNorm(4, 8)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    swapped = lean(norm)
-    assert isinstance(swapped, LeanGroupNorm)
+    assert isinstance(swapped, form)
     for x in (torch.randn(2, 8, 3, 5), torch.randn(2, 8, 15)):
         torch.testing.assert_close(swapped(x), norm(x), **TOLERANCE)
 

@@ -47,15 +47,9 @@ def build(bundle: Path, target: str, profiles: list[str], precision: Precision, 
 
         def tell(event: BuildEvent) -> None:
             advance("plans", event.done, event.total)
-            say(event_text(event))
+            say(str(event))
 
         return build_engines(bundle, target, profiles, precision=precision, jobs=jobs, on_progress=tell)
-
-
-def event_text(event: BuildEvent) -> str:
-    """An event as a line: `built denoiser 256@2 in 31.4 s (no plan)`."""
-    took = "" if event.seconds is None else f" in {event.seconds:.1f} s"
-    return f"{event.kind} {event.graph} {event.profile}{took} ({event.reason})"
 
 
 def facts(info: PlanInfo) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from train import networks, sprites
 from train.bank import Bank
 from train.clock import Average, Clock, Log
 from train.compose import Compositor
+from train.options import prepare, trainer_parser
 from train.vae import sheet
 from transformers import CLIPTokenizer
 
@@ -161,23 +162,12 @@ def sampled(model: Denoising, vae: AutoencoderKL, tokenizer: CLIPTokenizer, side
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
+    parser = trainer_parser(__doc__, minutes=10, rate=1.2e-3)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--save-minutes", type=float, default=2)
-    parser.add_argument("--rate", type=float, default=1.2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--resume", type=Path)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--warm-compile", action="store_true", help="only fill the compiler's cache")
-    parser.add_argument("--smoke", action="store_true", help="four tiny steps, to see that it runs")
     options = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    torch.manual_seed(options.seed)
+    prepare(options)
     train(options)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from train import networks, sprites
 from train.clock import Average, Clock, Log
 from train.compose import Compositor, sample_scenes
+from train.options import prepare, trainer_parser
 
 KL_WEIGHT = 6e-4
 FOREGROUND_WEIGHT = 3.0
@@ -143,21 +144,10 @@ def sheet(pictures: Tensor, columns: int) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=6.5)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--resume", type=Path)
+    parser = trainer_parser(__doc__, minutes=6.5, rate=1.5e-3)
     parser.add_argument("--decoder-only", action="store_true", help="leave the latents as they are")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--smoke", action="store_true", help="four tiny steps, to see that it runs")
     options = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    torch.manual_seed(options.seed)
+    prepare(options)
     train(options)
 
 
