@@ -18,6 +18,9 @@ DType = Literal["float32", "float16", "int32", "uint8"]
 Lifetime = Literal["constant", "per_sample", "per_row", "carried", "transient"]
 Stage = Literal["once", "loop", "final"]
 Precision = Literal["fp32", "fp16"]
+"""A variant of a bundle's graphs."""
+PlanPrecision = Literal["fp32", "fp16", "bf16"]
+"""What plans are built in: bf16 from the fp16 graphs, their types changed at build."""
 Axis = int | str
 Dims = Mapping[str, int]
 
@@ -47,6 +50,7 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """One ONNX graph of a bundle: where it is, when it runs, and what goes in and out.
 
     carried: {input: output}, the pairs by which a step's result is the next step's input.
+    hoisted_from: of a prologue, the graph of stage `loop` that it was cut from; else empty.
     """
 
     name: str
@@ -56,11 +60,17 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     carried: dict[str, str] = {}
+    hoisted_from: str = ""
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
         """Inputs, then outputs."""
         return self.inputs + self.outputs
+
+
+def variant_of(precision: PlanPrecision) -> Precision:
+    """The variant of the graphs that plans of a precision are built from."""
+    return "fp32" if precision == "fp32" else "fp16"
 
 
 def resolve_axis(axis: Axis, dims: Dims) -> int:

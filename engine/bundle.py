@@ -13,10 +13,11 @@ from typing import Annotated, Any, get_args
 import msgspec
 
 from engine.binding import Graph, Precision
+from engine.digest import file_sha256
 from engine.errors import BundleDamaged, BundleInvalid, BundleMissing, BundleVersion, OptionInvalid
 from engine.wiring import host_wires, wiring_problem
 
-VERSION = 1
+VERSION = 2
 FILE = "bundle.json"
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -108,11 +109,26 @@ class ReferenceCase(Struct, frozen=True):
     fp16_error: dict[str, dict[str, float]]
 
 
+class LoopCase(Struct, frozen=True):
+    """A short run of all stages in reference.npz: keys `loop/<wire>` for the host's inputs, and for `latents` and
+    `images` at the end. evaluations: how often the loop's graphs run. fp16_error: {wire: what torch's fp16 loses}.
+    """
+
+    dims: dict[str, int]
+    evaluations: Count
+    fp16_error: dict[str, float]
+
+
 class Reference(Struct, frozen=True):
-    """Seeded inputs and fp32 torch outputs of every graph, for the parity gate."""
+    """Seeded inputs and fp32 torch outputs of every graph, and of a short loop, for the parity gate.
+
+    A hoisted prologue has no arrays of its own: it is judged with the graph it was cut from, whose arrays are those of
+    the whole.
+    """
 
     file: str
     cases: tuple[ReferenceCase, ...]
+    loop: LoopCase
 
 
 class Bundle(Struct, frozen=True):
@@ -250,20 +266,6 @@ def verified_graph(folder: Path, bundle: Bundle, graph: Graph) -> Path:
     for name in graph_files(bundle, graph):
         verified_path(folder, bundle, name)
     return folder / graph.file
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    """hashlib.file_digest for Python 3.10, which lacks it."""
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def bundle_problem(bundle: Bundle) -> str | None:

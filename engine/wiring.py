@@ -32,7 +32,7 @@ def host_wires(channels: int, factor: int, table_rows: int, columns: int) -> dic
 
 def wiring_problem(graphs: Sequence[Graph], host: Mapping[str, Wire]) -> str | None:
     """What is wrong with how one variant's graphs feed each other, or None."""
-    problem = _order_problem(graphs)
+    problem = _order_problem(graphs) or _hoist_problem(graphs)
     wires = dict(host)
     for graph in graphs:
         problem = problem or _graph_problem(graph, wires)
@@ -47,6 +47,15 @@ def _order_problem(graphs: Sequence[Graph]) -> str | None:
         return f"graphs out of order: {', '.join(f'{graph.name} ({graph.stage})' for graph in graphs)}"
     twice = [name for name, count in Counter(graph.name for graph in graphs).items() if count > 1]
     return f"graph {twice[0]!r} is listed twice" if twice else None
+
+
+def _hoist_problem(graphs: Sequence[Graph]) -> str | None:
+    """A prologue runs once, and was hoisted out of a graph of the loop."""
+    loop = {graph.name for graph in graphs if graph.stage == "loop"}
+    for graph in graphs:
+        if graph.hoisted_from and (graph.stage != "once" or graph.hoisted_from not in loop):
+            return f"graph {graph.name!r} ({graph.stage}): hoisted from {graph.hoisted_from!r}, no graph of the loop"
+    return None
 
 
 def _graph_problem(graph: Graph, wires: dict[str, Wire]) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,63 +26,88 @@ from engine.bundle import (
     Tokenizer,
     decode_bundle,
     encode_bundle,
-    file_sha256,
     sealed,
 )  # fmt: skip
+from engine.digest import file_sha256
 from engine.errors import OptionInvalid, OutputError
 from export import reference
-from export.check import check_graph
+from export.device import check_device
 from export.families import Model, open_model
-from export.graph import GraphSpec, example_dims, onnx_from_module, run_module
+from export.graph import GraphSpec, run_module
+from export.loop import record_loop
 from export.place import placed_folder
 from export.solver import COLUMNS, MAX_STEPS, ROWS, SCHEDULERS, make_scheduler, table
 from export.source import source_sha256
 from export.tokenizer import export_tokenizer
+from export.variants import Cases, Errors, Recorded, Variant, export_variant, runs
 
 Progress = Callable[[str, int, int], None]
-Cases = dict[str, dict[str, tuple[reference.Arrays, reference.Arrays]]]
-Errors = dict[str, dict[str, dict[str, float]]]
-"""{case: {graph: {output: torch's own fp16 error}}}."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "reference.npz"}
 
 
 def export_bundle(
-    source: Path, out: Path, *, precisions: Sequence[Precision] = PRECISIONS, on_progress: Progress | None = None
+    source: Path,
+    out: Path,
+    *,
+    precisions: Sequence[Precision] = PRECISIONS,
+    device: str = "cpu",
+    on_progress: Progress | None = None,
 ) -> Bundle:
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
-    precisions: the variants to write; fp16 is what TensorRT gets. on_progress(what, done, total).
-    Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` is untouched.
+    precisions: the variants to write; fp16 is what TensorRT gets. device: where torch runs, `cpu`, `cuda`, `cuda:1`.
+    on_progress(what, done, total). Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or
+    OutputError; then `out` is untouched.
     """
     _check_precisions(precisions)
+    check_device(device)
     _check_apart(source, out)
     model = open_model(source)
-    steps = Steps(3 + len(precisions) * len(model.graphs), on_progress)
+    steps = Steps(3 + len(precisions) * (len(model.graphs) + 1), on_progress)
     with placed_folder(out) as folder:
         steps("tokenizer")
-        export_tokenizer(source / "tokenizer", folder / FILES["tokenizer"], model.max_tokens)
+        tokenizer = write_tokenizer(model, folder)
         steps("solver tables")
         tables = write_tables(model, folder)
         steps("reference")
-        exact = model.specs("fp32")
-        cases = record(model, exact, folder)
-        variants, errors = export_variants(model, exact, precisions, folder, cases, steps)
+        recorded = record(model, exact := placed(model.specs("fp32"), device), folder)
+        variants = {}
+        for precision in sorted(precisions, key=PRECISIONS.index):  # one variant's modules in memory at a time
+            specs, exact = (exact if precision == "fp32" else ()), ()
+            specs = specs or placed(model.specs(precision), device)
+            variants[precision] = export_variant(model, precision, specs, folder, recorded, steps)
         bundle = Bundle(
             version=VERSION, sha256="", name=out.name, family=model.family,
             source=Source(path=_relative(source, out), sha256=source_sha256(source, model.components)),
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
-            guidance_offset=model.guidance_offset,
-            tokenizer=Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens),
-            tables=tables, reference=Reference(file=FILES["reference"], cases=reference_cases(model, errors)),
-            variants={p: tuple(spec.graph(_file(p, spec)) for spec in specs) for p, specs in variants.items()},
-            files=file_entries(folder),
+            guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
+            reference=reference_entry(model, recorded, variants),
+            variants={p: variant.graphs for p, variant in variants.items()}, files=file_entries(folder),
         )  # fmt: skip
-        bundle = sealed(bundle)
-        written = encode_bundle(bundle)
-        decode_bundle(written, out / FILE)  # what load would refuse is not written
-        (folder / FILE).write_bytes(written)
+        return write_bundle(bundle, folder, out)
+
+
+def write_bundle(bundle: Bundle, folder: Path, out: Path) -> Bundle:
+    """Seal a bundle and write its bundle.json; what load would refuse is not written. out: where it will lie."""
+    bundle = sealed(bundle)
+    written = encode_bundle(bundle)
+    decode_bundle(written, out / FILE)
+    (folder / FILE).write_bytes(written)
     return bundle
+
+
+def placed(specs: tuple[GraphSpec, ...], device: str) -> tuple[GraphSpec, ...]:
+    """The specs, their modules on the device."""
+    for spec in specs:
+        spec.module.to(device)
+    return specs
+
+
+def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
+    """Write tokenizer.json, compared with the source's own."""
+    export_tokenizer(model.source / "tokenizer", folder / FILES["tokenizer"], model.max_tokens)
+    return Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens)
 
 
 def write_tables(model: Model, folder: Path) -> Tables:
@@ -96,77 +121,37 @@ def write_tables(model: Model, folder: Path) -> Tables:
     return Tables(file=FILES["tables"], rows=ROWS, columns=COLUMNS, schedulers=entries)
 
 
-def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Cases:
-    """Seeded inputs and fp32 outputs of every graph, returned and written to reference.npz. specs: those of fp32."""
+def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:
+    """Seeded inputs and fp32 outputs of every graph and of a loop, returned and written to reference.npz.
+
+    specs: those of fp32.
+    """
     cases: Cases = {}
     for spec in specs:
         for seed, (case, sizes) in enumerate(reference.cases(model).items()):
             inputs = reference.seeded_inputs(spec.inputs, sizes, seed, model.vocabulary)
             cases.setdefault(spec.name, {})[case] = (inputs, run_module(spec, inputs))
+    with np.load(folder / FILES["tables"]) as tables:
+        loop = record_loop(model, specs, tables, runs(specs))
     arrays = {
         f"{case}/{graph}/{name}": array
         for graph, by_case in cases.items()
         for case, (inputs, outputs) in by_case.items()
         for name, array in {**inputs, **outputs}.items()
     }
+    arrays |= {f"loop/{name}": array for name, array in loop.arrays().items()}
     np.savez_compressed(folder / FILES["reference"], **arrays)  # type: ignore[arg-type]
-    return cases
+    return Recorded(cases, loop)
 
 
-def fp16_errors(specs: Sequence[GraphSpec], cases: Cases) -> Errors:
-    """What torch's own fp16 loses at each case. specs: those of fp16."""
-    errors: Errors = {}
-    for spec in specs:
-        for case, (inputs, expected) in cases[spec.name].items():
-            outputs = run_module(spec, inputs)
-            found = {name: reference.relative_error(outputs[name], expected[name]) for name in outputs}
-            errors.setdefault(case, {})[spec.name] = found
-    return errors
-
-
-def reference_cases(model: Model, errors: Errors) -> tuple[ReferenceCase, ...]:
-    """The recorded cases as bundle.json names them."""
-    dims = reference.cases(model)
-    return tuple(ReferenceCase(name=c, dims=d, fp16_error=errors.get(c, {})) for c, d in dims.items())
-
-
-def export_variants(
-    model: Model,
-    exact: tuple[GraphSpec, ...],
-    precisions: Sequence[Precision],
-    folder: Path,
-    cases: Cases,
-    steps: Steps,
-) -> tuple[dict[Precision, tuple[GraphSpec, ...]], Errors]:
-    """Every precision's specs, written and checked, and what fp16 loses. exact: the recorded ones, of fp32."""
-    variants: dict[Precision, tuple[GraphSpec, ...]] = {}
-    errors: Errors = {}
-    for precision in precisions:
-        specs = variants[precision] = exact if precision == "fp32" else model.specs(precision)
-        if precision == "fp16":
-            errors = fp16_errors(specs, cases)
-        export_variant(model, precision, specs, folder, cases, errors, steps)
-    return variants, errors
-
-
-def export_variant(
-    model: Model,
-    precision: Precision,
-    specs: Sequence[GraphSpec],
-    folder: Path,
-    cases: Cases,
-    errors: Errors,
-    steps: Steps,
-) -> None:
-    """Write and check every graph of one precision; the fp32 modules take their lean form in it."""
-    dims = example_dims(reference.cases(model)["default"], model.latents.factor)
-    for spec in specs:
-        steps(f"{spec.name} {precision}")
-        path = folder / _file(precision, spec)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx_from_module(spec, reference.seeded_inputs(spec.inputs, dims, 0, model.vocabulary), path)
-        own = {case: by_graph[spec.name] for case, by_graph in errors.items()}
-        check_graph(spec, precision, path, cases[spec.name], own)
+def reference_entry(model: Model, recorded: Recorded, variants: Mapping[Precision, Variant]) -> Reference:
+    """What bundle.json says of what was recorded."""
+    errors = variants["fp16"].errors if "fp16" in variants else Errors({}, {})
+    cases = tuple(
+        ReferenceCase(name=case, dims=dims, fp16_error=errors.cases.get(case, {}))
+        for case, dims in reference.cases(model).items()
+    )
+    return Reference(file=FILES["reference"], cases=cases, loop=recorded.loop.case(errors.loop))
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:
@@ -193,10 +178,6 @@ class Steps:
         if self.report is not None:
             self.report(what, self.done, self.total)
         self.done += 1
-
-
-def _file(precision: Precision, spec: GraphSpec) -> str:
-    return f"graphs/{precision}/{spec.name}.onnx"
 
 
 def _check_apart(source: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ dynamo exporter's opset 18 does not. Does not know what the module computes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from engine.binding import Array, Binding, Dims, Graph, Precision, Stage
+from export.device import device_of, strict
 from export.lean import make_lean
+from export.weights import consolidate
 
 OPSET = 17
 CONVOLUTIONS = (torch.conv2d, torch.nn.functional.conv2d)
@@ -50,12 +52,14 @@ def onnx_from_module(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -
     inputs: one array per binding of spec.inputs; their sizes must be ≥ 2 on symbolic axes, else tracing fixes them.
     """
     if spec.precision == "fp32":
+        device = device_of(spec.module)
         make_lean(spec.module)
+        spec.module.to(device)
     axes = {b.name: {k: str(axis) for k, axis in enumerate(b.shape) if isinstance(axis, str)} for b in _all(spec)}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer warns of every shape that Python reads
         torch.onnx.export(
-            spec.module, tensors(spec.inputs, inputs), str(path), dynamo=False, opset_version=OPSET,
+            spec.module, tensors(spec, inputs), str(path), dynamo=False, opset_version=OPSET,
             input_names=[b.name for b in spec.inputs], output_names=[b.name for b in spec.outputs],
             dynamic_axes={name: named for name, named in axes.items() if named}, verbose=False,
         )  # fmt: skip
@@ -63,31 +67,18 @@ def onnx_from_module(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def consolidate(path: Path) -> None:
-    """Put the weights that a graph over 2 GB keeps in a file per tensor into one, `<path>.data`."""
-    model = onnx.load(str(path), load_external_data=False)
-    scattered = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
-    if not scattered:
-        return
-    onnx.load_external_data_for_model(model, str(path.parent))
-    onnx.save_model(
-        model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=path.name + ".data"
-    )
-    for name in scattered:
-        (path.parent / name).unlink()
-
-
-def tensors(bindings: Sequence[Binding], arrays: Mapping[str, Array]) -> tuple[Tensor, ...]:
-    """The arrays as tensors, in the order of the bindings and of the bindings' types."""
-    return tuple(torch.from_numpy(arrays[b.name].astype(b.dtype)) for b in bindings)
+def tensors(spec: GraphSpec, arrays: Mapping[str, Array]) -> tuple[Tensor, ...]:
+    """The arrays as tensors where the module is, in the order of its inputs and of their types."""
+    device = device_of(spec.module)
+    return tuple(torch.from_numpy(arrays[b.name].astype(b.dtype)).to(device) for b in spec.inputs)
 
 
 def run_module(spec: GraphSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The eager module's outputs by name."""
-    with torch.inference_mode(), HalfConvolutions():
-        outputs = spec.module(*tensors(spec.inputs, inputs))
+    with torch.inference_mode(), strict(), HalfConvolutions():
+        outputs = spec.module(*tensors(spec, inputs))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return {binding.name: output.numpy() for binding, output in zip(spec.outputs, outputs, strict=True)}
+    return {binding.name: output.cpu().numpy() for binding, output in zip(spec.outputs, outputs, strict=True)}
 
 
 class HalfConvolutions(TorchFunctionMode):

@@ -106,26 +106,32 @@ class LeanGEGLU(nn.Module):
         return hidden * F.gelu(self.gate(x))
 
 
+BATCH_EPS = 2.0**-10
+"""torch 2.11 takes no eps of 0; 1 − 2⁻¹⁰ and 2⁻¹⁰ are exact in fp32, and so is their sum."""
+
+
 class LeanGroupNorm(nn.Module):
-    """GroupNorm whose scale and bias are one pass, a BatchNormalization of mean 0 and variance 1, instead of two.
+    """GroupNorm whose scale and bias are one pass, a BatchNormalization of mean 0 and variance + eps 1, instead of two.
 
     1.3 times as fast. LayerNormalization in InstanceNormalization's place would be 0.4 times as fast on one core.
     """
 
     unit: Tensor
     zero: Tensor
+    variance: Tensor
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.weight, self.bias, self.eps, self.groups = norm.weight, norm.bias, norm.eps, norm.num_groups
         self.register_buffer("unit", torch.ones_like(norm.weight))
         self.register_buffer("zero", torch.zeros_like(norm.weight))
+        self.register_buffer("variance", torch.full_like(norm.weight, 1 - BATCH_EPS))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, …)."""
         unit, zero = self.unit[: self.groups], self.zero[: self.groups]
         normal = F.instance_norm(reshape(x, (0, self.groups, -1)), weight=unit, bias=zero, eps=self.eps).reshape_as(x)
-        return F.batch_norm(normal, self.zero, self.unit, self.weight, self.bias, eps=0.0)
+        return F.batch_norm(normal, self.zero, self.variance, self.weight, self.bias, eps=BATCH_EPS)
 
 
 class ChannelNorm(nn.Module):

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from engine.bundle import Defaults, file_sha256
+from engine.bundle import Defaults
+from engine.digest import file_sha256
 from engine.errors import SourceError
 
 INDEX = "model_index.json"

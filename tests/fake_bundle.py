@@ -27,16 +27,17 @@ from engine.bundle import (
     FileEntry,
     Latents,
     Limits,
+    LoopCase,
     Reference,
     ReferenceCase,
     SchedulerEntry,
     Source,
     Tables,
     encode_bundle,
-    file_sha256,
     sealed,
 )  # fmt: skip
 from engine.bundle import Tokenizer as TokenizerEntry
+from engine.digest import file_sha256
 
 COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t")
 ROWS, MAX_STEPS, MAX_TOKENS, WIDTH = 200, 100, 77, 32
@@ -84,7 +85,8 @@ def write_bundle(folder: Path, precisions: Sequence[Precision] = ("fp32",)) -> P
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(f"{precision} {name}".encode())
     np.savez(folder / "tables.npz", **{f"{s}/{n}": table(s, n) for s in SCHEDULERS for n in range(1, MAX_STEPS + 1)})
-    np.savez(folder / "reference.npz", **{"small/decoder/latents": np.zeros((1, 4, 16, 16), np.float32)})
+    latents = np.zeros((1, 4, 16, 16), np.float32)
+    np.savez(folder / "reference.npz", **{"small/decoder/latents": latents, "loop/latents": latents})
     tokenizer().save(str(folder / "tokenizer.json"))
     variants = {p: tuple(graph(name, p) for name in SIGNATURES) for p in precisions}
     (folder / FILE).write_bytes(encode_bundle(sealed(description(folder, variants))))
@@ -113,7 +115,7 @@ def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> B
         }),
         reference=Reference(file="reference.npz", cases=(
             ReferenceCase(name="small", dims={"samples": 1, "height": 128, "width": 128}, fp16_error={}),
-        )),
+        ), loop=LoopCase(dims={"samples": 1, "height": 128, "width": 128}, evaluations=4, fp16_error={})),
         variants=variants,
         files={path.relative_to(folder).as_posix(): FileEntry(**file_entry(path)) for path in files},
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""A bundle of three small graphs made with onnx alone: noise → latents (fp32) → fp16 → pixels, GroupNorm included."""
+"""A bundle of three small graphs made with onnx alone: noise → latents (fp32) → fp16 → pixels, GroupNorm included.
+
+Its reference is real: what the graphs compute, once more in numpy.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,17 @@ from engine.bundle import (
     FileEntry,
     Latents,
     Limits,
+    LoopCase,
     Reference,
+    ReferenceCase,
     SchedulerEntry,
     Source,
     Tables,
     Tokenizer,
     encode_bundle,
-    file_sha256,
     sealed,
 )
+from engine.digest import file_sha256
 
 FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
 LATENT = (4, "height/8", "width/8")
@@ -117,8 +122,9 @@ def write_bundle(
     external: every constant of the denoiser lies in `denoiser.onnx.data`, as where weights exceed 2 GB.
     """
     (folder / "graphs").mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tables.npz", "reference.npz"):
+    for name in ("tokenizer.json", "tables.npz"):
         (folder / name).write_text(f"{name} {steps}")
+    np.savez(folder / "reference.npz", **reference(scale))
     for graph in GRAPHS:
         made = denoiser_model(scale) if graph.name == "denoiser" else MODELS[graph.name]()
         raw = b"no ONNX at all" if graph.name == broken else made.SerializeToString()
@@ -133,11 +139,63 @@ def write_bundle(
         for path in paths
         if path.name != FILE and "engines" not in path.parts
     }
-    (folder / FILE).write_bytes(encode_bundle(sealed(_bundle(files, steps))))
+    (folder / FILE).write_bytes(encode_bundle(sealed(_bundle(files, steps, scale))))
     return folder
 
 
-def _bundle(files: dict[str, FileEntry], steps: int) -> Bundle:
+COMMON = {"tokens": 77, "draws": 1}
+CASES = {
+    "default": {"rows": 2, "samples": 1, "height": 128, "width": 128, **COMMON},
+    "small": {"rows": 3, "samples": 2, "height": 64, "width": 64, **COMMON},
+    "odd": {"rows": 1, "samples": 1, "height": 64, "width": 72, **COMMON},
+}
+
+
+def reference(scale: float = 1.0) -> dict[str, np.ndarray]:
+    """reference.npz: `<case>/<graph>/<binding>` and `loop/<wire>`, the graphs computed in fp32."""
+    arrays = {}
+    for seed, (case, dims) in enumerate(CASES.items()):
+        noise = np.random.default_rng(seed).standard_normal(NOISE.resolve(dims)).astype(np.float32)
+        for graph, wires in run(noise, scale).items():
+            arrays |= {f"{case}/{graph}/{wire}": array for wire, array in wires.items()}
+    loop = run(np.random.default_rng(9).standard_normal(NOISE.resolve(CASES["default"])).astype(np.float32), scale)
+    wires = {**loop["start"], **loop["decoder"]}
+    return {**arrays, **{f"loop/{wire}": wires[wire] for wire in ("noise", "latents", "images")}}
+
+
+def run(noise: np.ndarray, scale: float, half: type = np.float32) -> dict[str, dict[str, np.ndarray]]:
+    """{graph: {wire: array}} of all graphs from this noise. half: what the fp16 graphs' values are rounded to."""
+    latents = noise[:, 0] * np.float32(2)
+    wave = np.sin(latents * np.float32(999)).astype(half).astype(np.float32)
+    groups = wave.reshape(len(wave), 2, -1)
+    normed = (groups - groups.mean(2, keepdims=True)) / np.sqrt(groups.var(2, keepdims=True) + np.float32(1e-5))
+    whole = normed.astype(half).astype(np.float32).reshape(wave.shape)
+    sample = (whole * np.float32(scale) + np.arange(4, dtype=np.float32).reshape(4, 1, 1)).astype(half)
+    sample = sample.astype(np.float32)
+    images = np.abs(sample).transpose(0, 2, 3, 1).astype(np.uint8)
+    return {
+        "start": {"noise": noise, "latents": latents},
+        "denoiser": {"latents": latents, "sample": sample},
+        "decoder": {"sample": sample, "images": images},
+    }
+
+
+def fp16_error(dims: dict[str, int], seed: int, scale: float) -> dict[str, dict[str, float]]:
+    """{graph: {output: ‖fp16 − fp32‖ / ‖fp32‖}} of a case."""
+    noise = np.random.default_rng(seed).standard_normal(NOISE.resolve(dims)).astype(np.float32)
+    exact, rounded = run(noise, scale), run(noise, scale, np.float16)
+    pairs = {"denoiser": "sample", "decoder": "images"}
+    return {
+        graph: {wire: _error(rounded[graph][wire].astype(np.float32), exact[graph][wire].astype(np.float32))}
+        for graph, wire in pairs.items()
+    }
+
+
+def _error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def _bundle(files: dict[str, FileEntry], steps: int, scale: float) -> Bundle:
     euler = SchedulerEntry(class_name="EulerDiscreteScheduler", settings={}, min_steps=1, max_steps=steps)
     return Bundle(
         version=VERSION, sha256="", name="toy", family="toy", source=Source(path="../toy", sha256="0" * 64),
@@ -145,5 +203,12 @@ def _bundle(files: dict[str, FileEntry], steps: int) -> Bundle:
         defaults=Defaults(height=128, width=128, num_inference_steps=4, guidance_scale=5.0, scheduler="euler"),
         guidance_offset=0.0, tokenizer=Tokenizer(file="tokenizer.json", max_tokens=77),
         tables=Tables(file="tables.npz", rows=200, columns=("p",), schedulers={"euler": euler}),
-        reference=Reference(file="reference.npz", cases=()), variants={"fp16": GRAPHS}, files=files,
+        reference=_reference(scale), variants={"fp16": GRAPHS}, files=files,
     )  # fmt: skip
+
+
+def _reference(scale: float) -> Reference:
+    errors = {case: fp16_error(dims, seed, scale) for seed, (case, dims) in enumerate(CASES.items())}
+    cases = tuple(ReferenceCase(name=case, dims=CASES[case], fp16_error=error) for case, error in errors.items())
+    loop = LoopCase(dims=CASES["default"], evaluations=4, fp16_error={"latents": 0.0, **errors["default"]["decoder"]})
+    return Reference(file="reference.npz", cases=cases, loop=loop)

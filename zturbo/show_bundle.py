@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.binding import Binding
-from engine.bundle import Bundle
+from engine.bundle import Bundle, graph_files
 from zturbo.console import bytes_text, print_table
 
 
@@ -35,13 +35,16 @@ def print_head(folder: Path, bundle: Bundle) -> None:
 
 
 def print_graphs(bundle: Bundle) -> None:
-    """Every graph of every precision, then the bindings, which all precisions share but for dtypes."""
+    """Every graph of every precision with its weights, then the bindings, which all precisions share but for dtypes."""
     rows = [
-        (variant, graph.stage, graph.name, graph.precision, graph.file, bytes_text(bundle.files[graph.file].size_bytes))
+        (
+            variant, graph.stage, graph.name, graph.hoisted_from, graph.precision, graph.file,
+            bytes_text(sum(bundle.files[name].size_bytes for name in graph_files(bundle, graph))),
+        )
         for variant, graphs in bundle.variants.items()
         for graph in graphs
-    ]
-    print_table("graphs", ("variant", "stage", "graph", "precision", "file", "size"), rows, right=(5,))
+    ]  # fmt: skip
+    print_table("graphs", ("variant", "stage", "graph", "out of", "precision", "file", "size"), rows, right=(6,))
     for precision, graphs in bundle.variants.items():
         bindings = [
             (graph.name, way, *binding_cells(binding, graph.carried.get(binding.name)))

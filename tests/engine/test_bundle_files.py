@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 
-from engine.bundle import file_sha256, load_bundle, verified_path
+from engine.bundle import load_bundle, verified_path
+from engine.digest import file_sha256
 from engine.errors import BundleDamaged
 from tests.fake_bundle import edit
 

@@ -19,6 +19,18 @@ def binding(body, name, wire, kind="inputs"):
 
 
 WIRINGS = {
+    "a prologue of a graph that is not there": (
+        lambda b: graph(b, "conditioning").update(hoisted_from="denoisers"),
+        "graph 'conditioning' (once): hoisted from 'denoisers', no graph of the loop",
+    ),
+    "a prologue of a graph that runs once": (
+        lambda b: graph(b, "conditioning").update(hoisted_from="start"),
+        "hoisted from 'start', no graph of the loop",
+    ),
+    "a prologue in the loop": (
+        lambda b: graph(b, "solver").update(hoisted_from="denoiser"),
+        "graph 'solver' (loop): hoisted from 'denoiser'",
+    ),
     "an input that nothing feeds": (
         lambda b: binding(b, "denoiser", "sample").update(name="samples_in"),
         "nothing feeds its input 'samples_in'",

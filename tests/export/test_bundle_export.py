@@ -17,14 +17,14 @@ from engine.wiring import host_wires
 from export import bundle as export_module
 from export.bundle import export_bundle
 from export.families import open_model
-from export.graph import consolidate
 from export.place import placed_folder
 from export.solver import COLUMNS, SCHEDULERS, make_scheduler, table
 
 
 def test_writes_a_bundle_that_loads(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
-    assert [graph.name for graph in bundle.graphs("fp32")] == ["conditioning", "start", "denoiser", "solver", "decoder"]
+    names = ["conditioning", "start", "prologue", "denoiser", "solver", "decoder"]
+    assert [graph.name for graph in bundle.graphs("fp32")] == names
     assert set(bundle.tables.schedulers) == set(SCHEDULERS)
     for name in bundle.files:
         verified_path(tiny_bundle, bundle, name)
@@ -63,10 +63,16 @@ def test_reference_has_three_cases_with_fp16_errors(tiny_bundle: Path) -> None:
     assert len(bundle.reference.cases) == 3
     for case in bundle.reference.cases:
         assert 1e-5 < case.fp16_error["denoiser"]["noise_pred"] < 1e-2
-        for graph in bundle.graphs("fp32"):
-            for binding in graph.bindings:
+        prologue, *graphs = sorted(bundle.graphs("fp32"), key=lambda graph: not graph.hoisted_from)
+        assert not any(name.startswith(f"{case.name}/{prologue.name}/") for name in arrays)
+        for graph in graphs:
+            whole = {binding.name: binding for binding in graph.bindings + prologue.inputs}
+            for binding in [
+                whole[name.split("/")[2]] for name in arrays if name.startswith(f"{case.name}/{graph.name}/")
+            ]:
                 array = arrays[f"{case.name}/{graph.name}/{binding.name}"]
                 assert array.shape == tuple(binding.resolve(case.dims))
+        assert arrays[f"{case.name}/denoiser/encoder_hidden_states"].shape == (case.dims["rows"], 77, 32)
 
 
 @pytest.mark.slow
@@ -87,7 +93,7 @@ def test_a_graph_that_computes_something_else_is_an_error_and_leaves_nothing(
         }
 
     monkeypatch.setattr(export_module, "run_module", shifted)
-    monkeypatch.setattr(export_module, "SCHEDULERS", {})
+    monkeypatch.setattr(export_module, "SCHEDULERS", {"dpmpp_2m": SCHEDULERS["dpmpp_2m"]})
     with pytest.raises(
         ExportMismatch, match=r"conditioning.onnx \(fp32\), case 'default', output 'encoder_hidden"
     ) as info:
@@ -270,18 +276,10 @@ def test_one_writer_at_a_time(placed: Path) -> None:
     assert contents(placed)[FILE] == "new"
 
 
-def test_scattered_weights_become_one_file(tiny_bundle: Path, tmp_path: Path) -> None:
-    original = tiny_bundle / "graphs" / "fp32" / "denoiser.onnx"
-    path = tmp_path / "denoiser.onnx"
-    onnx.save_model(
-        onnx.load(original), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=4096
-    )
-    assert len(list(tmp_path.iterdir())) > 10
-    consolidate(path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["denoiser.onnx", "denoiser.onnx.data"]
-    onnx.checker.check_model(str(path))
-    expected, found = (
-        {t.name: onnx.numpy_helper.to_array(t).tobytes() for t in onnx.load(file).graph.initializer}
-        for file in (original, path)
-    )
-    assert found == expected
+def test_a_device_that_torch_cannot_use_is_refused_before_anything_is_written(
+    tiny_source: Path, tmp_path: Path
+) -> None:
+    for device in ("cuda:999", "gpu", "", "cpu:0", "CPU"):
+        with pytest.raises(OptionInvalid, match=f"device: got '{device}'; allowed: cpu"):
+            export_bundle(tiny_source, tmp_path / "out", device=device)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""`zturbo export` and `zturbo build` as commands: what they hand on, and how they end."""
+"""`zturbo export` as a command: what it hands on, and how it ends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import json
 
 import pytest
 
-from engine.build import BuildEvent
 from engine.bundle import load_bundle
 from engine.errors import SourceError
-from engine.plan import read_info
-from tests.zturbo.stand_ins import assert_refused, write_plan
+from tests.zturbo.stand_ins import assert_refused
 
 
 @pytest.fixture
@@ -20,8 +18,8 @@ def fake_export(monkeypatch, small_bundle):
     pytest.importorskip("torch")
     calls = []
 
-    def export_bundle(source, out, *, precisions, on_progress):
-        calls.append((str(source), str(out), precisions))
+    def export_bundle(source, out, *, precisions, device, on_progress):
+        calls.append((str(source), str(out), precisions, device))
         on_progress("solver tables", 1, 2)
         return load_bundle(small_bundle)
 
@@ -29,13 +27,18 @@ def fake_export(monkeypatch, small_bundle):
     return calls
 
 
-def test_export_hands_on_source_place_and_precisions(zturbo, fake_export):
+def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export):
     zturbo("export", "models/emoji")
-    zturbo("export", "models/emoji", "--out", "here", "--precision", "fp16")
+    zturbo("export", "models/emoji", "--out", "here", "--precision", "fp16", "--device", "cuda:1")
     assert fake_export == [
-        ("models/emoji", "trt_models/emoji", ("fp32", "fp16")),
-        ("models/emoji", "here", ("fp16",)),
+        ("models/emoji", "trt_models/emoji", ("fp32", "fp16"), "cpu"),
+        ("models/emoji", "here", ("fp16",), "cuda:1"),
     ]
+
+
+def test_export_on_a_device_that_is_not_there(zturbo):
+    pytest.importorskip("torch")
+    assert_refused(zturbo("export", "models/emoji", "--device", "cuda:999"), "OptionInvalid")
 
 
 def test_export_as_json(zturbo, fake_export):
@@ -69,32 +72,6 @@ def test_export_without_torch_names_the_extra(zturbo, monkeypatch):
     done = zturbo("export", "models/emoji")
     assert_refused(done, "ExtraMissing")
     assert "pip install 'zturbo[export]'" in done.stderr
-
-
-def test_build_hands_on_profiles_and_tells_each_plan(zturbo, small_bundle, monkeypatch):
-    calls = []
-
-    def build_engines(folder, target, profiles, *, precision, jobs, on_progress):
-        calls.append((folder, target, profiles, precision, jobs))
-        event = {"graph": "decoder", "profile": "128@2", "reason": "no plan", "total": 1}
-        on_progress(BuildEvent(kind="started", seconds=None, done=0, **event))
-        on_progress(BuildEvent(kind="built", seconds=31.4, done=1, **event))
-        return [read_info(write_plan(folder), "")]
-
-    monkeypatch.setattr("engine.build.build_engines", build_engines)
-    done = zturbo(
-        "build", small_bundle, "--target", "tensorrt_rtx", "--profiles", "128@2 256@1-4", "--precision", "fp32",
-        "--jobs", 2, "--json",
-    )  # fmt: skip
-    assert calls == [(small_bundle, "tensorrt_rtx", ["128@2", "256@1-4"], "fp32", 2)]
-    assert "built decoder 128@2 in 31.4 s (no plan)" in done.stderr
-    answer = json.loads(done.stdout)
-    assert answer["plans"][0]["graph"] == "decoder"
-    assert answer["folder"].endswith("engines")
-
-
-def test_build_for_a_target_that_is_none(zturbo, small_bundle):
-    assert_refused(zturbo("build", small_bundle, "--target", "abacus"), "OptionInvalid")
 
 
 def test_a_source_error_is_told(zturbo, monkeypatch):

@@ -22,12 +22,13 @@ def run(
     source: Annotated[Path, typer.Argument(help="A folder in diffusers layout, such as models/emoji.")],
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; default: trt_models/<name>.")] = None,
     precision: Annotated[Precisions, typer.Option(help="fp16 is what TensorRT gets.")] = "both",
+    device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a model in diffusers layout to a bundle, and check every graph against the model."""
     folder = bundle_folder(source) if out is None else out
     begun = time.perf_counter()
-    bundle = export_model(source, folder, BOTH if precision == "both" else (precision,))
+    bundle = export_model(source, folder, BOTH if precision == "both" else (precision,), device)
     seconds = time.perf_counter() - begun
     size_bytes = sum(entry.size_bytes for entry in bundle.files.values())
     if as_json:
@@ -37,10 +38,10 @@ def run(
         typer.echo(f"{folder}: {len(bundle.files)} files, {bytes_text(size_bytes)}, in {seconds:.0f} s")
 
 
-def export_model(source: Path, folder: Path, precisions: tuple[Precision, ...] = BOTH) -> Bundle:
+def export_model(source: Path, folder: Path, precisions: tuple[Precision, ...] = BOTH, device: str = "cpu") -> Bundle:
     """Export with a progress bar. Raises what `export_bundle` raises, and ZturboError without the extra `export`."""
     check_writable(folder.parent)
     with extra("export", command="export"):
         from export.bundle import export_bundle
     with progress() as advance:
-        return export_bundle(source, folder, precisions=precisions, on_progress=advance)
+        return export_bundle(source, folder, precisions=precisions, device=device, on_progress=advance)
