@@ -1,6 +1,7 @@
-"""Engines that run one after another on one stream, their execution contexts, and the scratch they share.
+"""Engines that run one after another on one stream, and their execution contexts.
 
-Plans come in as verified bytes (engine/plan.py). Knows neither bundles nor profiles' texts.
+Plans come in as verified bytes (engine/plan.py), a graph's in one part or in several. Knows neither bundles nor
+profiles' texts.
 """
 
 from __future__ import annotations
@@ -9,42 +10,79 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from engine.device import Device, DeviceTensor, run_all
+from engine.arena import Arena
+from engine.cuda import run_all
+from engine.device import Device, DeviceTensor
 from engine.dialect import Dialect, Log
 from engine.errors import ExecutionFailed
+from engine.plan import Part
+
+Crossing = tuple[str, str, tuple[int, ...], str]
+"""Graph, tensor, shape and dtype of what one part hands to a later one."""
+
+
+class Engine:
+    """One deserialized plan, and its execution contexts: all that were made, and those that are free to take.
+
+    name: as messages have it, `denoiser 2/7`. inputs, outputs: {name: dtype}.
+    """
+
+    __slots__ = ("contexts", "engine", "graph", "idle", "inputs", "name", "outputs")
+
+    def __init__(self, dialect: Dialect, graph: str, name: str, engine: Any) -> None:
+        self.graph, self.name, self.engine = graph, name, engine
+        self.contexts: list[Any] = []
+        self.idle: list[Any] = []
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        types = {wire: dialect.dtype(engine.get_tensor_dtype(wire)) for wire in names}
+        kind = dialect.trt.TensorIOMode.INPUT
+        self.inputs = {wire: types[wire] for wire in names if engine.get_tensor_mode(wire) == kind}
+        self.outputs = {wire: types[wire] for wire in names if wire not in self.inputs}
 
 
 class Engines:
-    """The engines of one profile: {graph: engine}, with one scratch as large as the largest needs."""
+    """The engines of one set of plans: {graph: its parts in order}. arena: their scratch, which others may share."""
 
-    def __init__(self, dialect: Dialect, device: Device, plans: Iterable[tuple[str, bytes]]) -> None:
-        """Deserialize plans one at a time, so that two need never be in host memory. Raises ExecutionFailed."""
+    def __init__(
+        self, dialect: Dialect, device: Device, plans: Iterable[tuple[str, Part, bytes]], arena: Arena | None = None
+    ) -> None:
+        """Deserialize plans one at a time, so that two need never be in host memory. Raises ExecutionFailed.
+
+        arena: None for one of their own.
+        """
         self._dialect, self._device = dialect, device
         self._log = Log()
         self._logger = dialect.logger(self._log)
         device.use()
         self._runtime = self._made_runtime()
-        self._engines = {name: self._deserialized(name, raw) for name, raw in plans}
-        self._idle: dict[str, list[Any]] = {name: [] for name in self._engines}
-        self.scratch_bytes = max(map(dialect.scratch_bytes, self._engines.values()), default=0)
-        self._scratch = device.reserve(self.scratch_bytes)
+        self._chains: dict[str, list[Engine]] = {}
+        for graph, (index, count), raw in plans:
+            name = graph if count == 1 else f"{graph} {index}/{count}"
+            self._chains.setdefault(graph, []).append(self._deserialized(graph, name, raw))
+        self._crossing: weakref.WeakValueDictionary[Crossing, DeviceTensor] = weakref.WeakValueDictionary()
+        self.scratch_bytes = max((dialect.scratch_bytes(one.engine) for one in self._all()), default=0)
+        self._arena = Arena(device) if arena is None else arena
+        self._own = [self._arena] if arena is None else []
+        self._arena.join(self.scratch_bytes, self._lend)
 
-    def bind(self, name: str, tensors: Mapping[str, DeviceTensor]) -> BoundEngine:
-        """A launch of one engine on these tensors, by binding name; several of one engine may live side by side.
+    def bind(self, graph: str, tensors: Mapping[str, DeviceTensor], profile: int = 0) -> Bound:
+        """A launch of a graph's parts in order on these tensors, by name; several of one graph may live side by side.
 
-        Its execution context is taken over by a later `bind` once it is dropped. Raises ExecutionFailed where
+        profile: the index of the optimization profile that covers their shapes. What one part hands to the next is
+        allocated here, once for all that are bound to equal shapes: each launch writes it before it reads it. The
+        execution contexts are taken over by a later `bind` once this one is dropped. Raises ExecutionFailed where
         TensorRT refuses a shape or an address.
         """
         self._device.use()
-        engine, idle = self._engines[name], self._idle[name]
-        if idle:
-            self._device.synchronize()  # its last launch may still run
-            context = idle.pop()
-        else:
-            context = self._context(engine)
-        bound = BoundEngine(self, name, context, self._device, tensors)
-        weakref.finalize(bound, idle.append, context).atexit = False
-        self._connect(name, engine, context, tensors)
+        chain = self._chains[graph]
+        if any(engine.idle for engine in chain):
+            self._device.synchronize()  # the last launch of an idle one may still run
+        contexts = [engine.idle.pop() if engine.idle else self._made_context(engine) for engine in chain]
+        bound = Bound(self, [engine.name for engine in chain], contexts, self._device)
+        for engine, context in zip(chain, contexts, strict=True):
+            weakref.finalize(bound, engine.idle.append, context).atexit = False
+        for engine, context in zip(chain, contexts, strict=True):
+            self._connect(engine, context, {**tensors, **bound.tensors}, profile, bound.tensors)
         return bound
 
     def failed(self, name: str, problem: str) -> ExecutionFailed:
@@ -55,18 +93,22 @@ class Engines:
         return ExecutionFailed(subject, actual=lines, allowed="a call that TensorRT accepts", remedy=remedy)
 
     def close(self) -> None:
-        """Wait for the stream, then drop execution contexts and engines and free the scratch; no launch may follow.
+        """Wait for the stream, then drop execution contexts and engines, and the scratch where it is their own.
 
-        Raises the first ExecutionFailed, once all is dropped.
+        No launch may follow. Raises the first ExecutionFailed, once all is dropped.
         """
-        run_all([self._device.synchronize, self._drop, lambda: self._device.release(self._scratch)])
+        run_all([self._device.synchronize, self._drop, *(arena.close for arena in self._own)])
 
     def _drop(self) -> None:
-        for idle in self._idle.values():
-            idle.clear()
-        self._idle.clear()
-        self._engines.clear()
+        self._arena.leave(self._lend)
+        for engine in self._all():
+            engine.idle.clear()
+            engine.contexts.clear()
+        self._chains.clear()
         self._runtime = None
+
+    def _all(self) -> list[Engine]:
+        return [engine for chain in self._chains.values() for engine in chain]
 
     def _made_runtime(self) -> Any:
         try:
@@ -74,51 +116,74 @@ class Engines:
         except (TypeError, RuntimeError) as error:  # pybind's word for a null pointer, as where CUDA does not start
             raise self.failed("all", f"no runtime ({error})") from error
 
-    def _deserialized(self, name: str, raw: bytes) -> Any:
+    def _deserialized(self, graph: str, name: str, raw: bytes) -> Engine:
         engine = self._runtime.deserialize_cuda_engine(raw)
         if engine is None:
             raise self.failed(name, "a plan that does not deserialize")
-        return engine
+        return Engine(self._dialect, graph, name, engine)
 
-    def _context(self, engine: Any) -> Any:
-        context = self._dialect.execution_context(engine)
-        self._dialect.give_scratch(context, self._scratch, self.scratch_bytes)
+    def _made_context(self, engine: Engine) -> Any:
+        context = self._dialect.execution_context(engine.engine)
+        engine.contexts.append(context)
+        self._dialect.give_scratch(context, self._arena.address, self._arena.size_bytes)
         return context
 
-    def _connect(self, name: str, engine: Any, context: Any, tensors: Mapping[str, DeviceTensor]) -> None:
-        """Give an execution context its profile, the inputs' shapes and every address."""
-        if not context.set_optimization_profile_async(0, int(self._device.stream)):
-            raise self.failed(name, "optimization profile 0 was refused")
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [n for n in names if engine.get_tensor_mode(n) == self._dialect.trt.TensorIOMode.INPUT]
-        for wire in inputs:
-            if not context.set_input_shape(wire, tensors[wire].shape):
-                raise self.failed(name, f"input '{wire}' of shape {tensors[wire].shape} was refused")
-        for wire in names:
-            self._check(name, wire, engine, tuple(context.get_tensor_shape(wire)), tensors[wire])
-            if not context.set_tensor_address(wire, tensors[wire].address):
-                raise self.failed(name, f"the address of '{wire}' was refused")
+    def _lend(self, address: int, size_bytes: int) -> None:
+        """Where the scratch is from now on."""
+        for engine in self._all():
+            for context in engine.contexts:
+                self._dialect.give_scratch(context, address, size_bytes)
 
-    def _check(self, name: str, wire: str, engine: Any, shape: tuple[int, ...], tensor: DeviceTensor) -> None:
-        """TensorRT writes where it is told to: a tensor must be exactly what the engine takes it for."""
-        dtype = self._dialect.dtype(engine.get_tensor_dtype(wire))
-        if (shape, dtype) != (tensor.shape, tensor.dtype.name):
-            raise self.failed(name, f"'{wire}' is {dtype} {shape}, bound to {tensor.dtype.name} {tensor.shape}")
-
-
-class BoundEngine:
-    """An execution context with its shapes and addresses set; calling it launches. Keeps its tensors alive."""
-
-    __slots__ = ("__weakref__", "_device", "_engines", "_execute", "_name", "_stream", "_tensors")
-
-    def __init__(
-        self, engines: Engines, name: str, context: Any, device: Device, tensors: Mapping[str, DeviceTensor]
+    def _connect(
+        self, engine: Engine, context: Any, wires: dict[str, DeviceTensor], profile: int, used: dict[str, DeviceTensor]
     ) -> None:
-        self._engines, self._name, self._device, self._tensors = engines, name, device, dict(tensors)
-        self._execute, self._stream = context.execute_async_v3, int(device.stream)
+        """Give an execution context its profile, the inputs' shapes and every address; used: all that has one."""
+        if not context.set_optimization_profile_async(profile, int(self._device.stream)):
+            raise self.failed(engine.name, f"optimization profile {profile} was refused")
+        for wire in engine.inputs:
+            if wire not in wires:
+                raise self.failed(engine.name, f"nothing feeds input '{wire}'")
+            if not context.set_input_shape(wire, wires[wire].shape):
+                raise self.failed(engine.name, f"input '{wire}' of shape {wires[wire].shape} was refused")
+        for wire, dtype in {**engine.inputs, **engine.outputs}.items():
+            shape = tuple(context.get_tensor_shape(wire))
+            tensor = wires[wire] if wire in wires else self._crossed(engine, wire, shape, dtype)
+            if (shape, dtype) != (tensor.shape, tensor.dtype.name):  # TensorRT writes where it is told to
+                bound_to = f"{tensor.dtype.name} {tensor.shape}"
+                raise self.failed(engine.name, f"'{wire}' is {dtype} {shape}, bound to {bound_to}")
+            if not context.set_tensor_address(wire, tensor.address):
+                raise self.failed(engine.name, f"the address of '{wire}' was refused")
+            used[wire] = tensor
+
+    def _crossed(self, engine: Engine, wire: str, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        """The tensor in which a part leaves an output for later ones."""
+        key = engine.graph, wire, shape, dtype
+        tensor = self._crossing.get(key)
+        if tensor is None:
+            try:
+                tensor = self._device.tensor(shape, dtype)
+            except (TypeError, ValueError) as error:
+                raise self.failed(engine.name, f"output '{wire}' is {dtype} {shape}, which cannot be held") from error
+            self._crossing[key] = tensor
+        return tensor
+
+
+class Bound:
+    """Execution contexts with their shapes and addresses set; calling it launches them in turn.
+
+    tensors: all that they read and write, kept alive. contexts: in order.
+    """
+
+    __slots__ = ("__weakref__", "_device", "_engines", "_execute", "_stream", "contexts", "tensors")
+
+    def __init__(self, engines: Engines, names: list[str], contexts: list[Any], device: Device) -> None:
+        self._engines, self._device, self._stream = engines, device, int(device.stream)
+        self.contexts, self.tensors = tuple(contexts), dict[str, DeviceTensor]()
+        self._execute = [(name, one.execute_async_v3) for name, one in zip(names, contexts, strict=True)]
 
     def __call__(self) -> None:
         """Launch; the work may still run when this returns. Raises ExecutionFailed."""
         self._device.use()
-        if not self._execute(self._stream):
-            raise self._engines.failed(self._name, "execute_async_v3 returned false")
+        for name, execute in self._execute:
+            if not execute(self._stream):
+                raise self._engines.failed(name, "execute_async_v3 returned false")

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from engine.errors import BackendUnavailable, ExecutionFailed
@@ -50,6 +53,19 @@ class Cuda:
             )  # fmt: skip
         return values[0] if values else None
 
+    def free(self, name: str, handle: Any) -> None:
+        """Call a function that frees or destroys something; within `frees_wait`, at the end of that."""
+        waiting: list[Callable[[], object]] | None = getattr(_THREAD, "waiting", None)
+        if waiting is not None:
+            waiting.append(partial(self.free, name, handle))
+            return
+        self.use()
+        self.call(name, handle)
+
+    def forget_error(self) -> None:
+        """Clear the last error that CUDA keeps for whoever asks next; one that broke the GPU's context stays."""
+        self.rt.cudaGetLastError()
+
     def _count(self) -> int:
         code, *values = self.rt.cudaGetDeviceCount()
         if int(code) == 0:
@@ -62,6 +78,38 @@ class Cuda:
     def _words(self, code: Any) -> str:
         text = self.rt.cudaGetErrorString(code)[1]
         return f"error {int(code)}: {text.decode() if isinstance(text, bytes) else text}"
+
+
+_THREAD = threading.local()
+
+
+@contextmanager
+def frees_wait() -> Iterator[None]:
+    """Put off what this thread frees until the block ends, as a capture of its stream must have it.
+
+    A cudaFree by the thread that captures ends the capture, and one can come at any moment: a finalizer of whatever is
+    dropped, of another pipeline's tensor too, run by a reference count, the garbage collector or a signal's handler.
+    To stop the collector would not hold back the others, so each call that frees waits by itself. Other threads need
+    not wait: a capture of mode ThreadLocal leaves them alone.
+    """
+    _THREAD.waiting = waiting = list[Callable[[], object]]()
+    try:
+        yield
+    finally:
+        del _THREAD.waiting
+        run_all(waiting)
+
+
+def run_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Run every step, also after one that fails; then raise the first ExecutionFailed."""
+    failures: list[ExecutionFailed] = []
+    for step in steps:
+        try:
+            step()
+        except ExecutionFailed as error:  # noqa: PERF203  # the next one must run
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def unavailable(actual: str, allowed: str, remedy: str) -> BackendUnavailable:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from engine.binding import Array
-from engine.cuda import Cuda
+from engine.cuda import Cuda, run_all
 from engine.errors import ExecutionFailed
 
 LEAST_BYTES = 256
@@ -31,6 +31,7 @@ class Device:
         self._addresses: set[int] = set()
         self._events: list[Any] = []
         self._idle_events: list[Any] = []
+        self._idle_stamps: list[Any] = []
         self._closed = False
 
     def use(self) -> None:
@@ -53,8 +54,7 @@ class Device:
         """Free memory, once the device is done with it; nothing where close() was first."""
         if address in self._addresses:
             self._addresses.remove(address)
-            self.cuda.use()
-            self.cuda.call("cudaFree", address)
+            self.cuda.free("cudaFree", address)
 
     def tensor(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
         """A new tensor with no particular contents; its memory is freed with it."""
@@ -68,7 +68,7 @@ class Device:
     def mark(self) -> Callable[[], None]:
         """An event behind all that is in the stream; calling it waits for that, a second call does nothing."""
         self.use()
-        event = self._idle_events.pop() if self._idle_events else self._event()
+        event = self._idle_events.pop() if self._idle_events else self._event(self.cuda.rt.cudaEventDisableTiming)
         self.cuda.call("cudaEventRecord", event, self.stream)
         pending = [event]
 
@@ -80,8 +80,22 @@ class Device:
 
         return wait
 
-    def _event(self) -> Any:
-        event = self.cuda.call("cudaEventCreateWithFlags", self.cuda.rt.cudaEventDisableTiming)
+    def stamp(self) -> Stamp:
+        """The moment at which the stream gets here, for `elapsed_ms`."""
+        self.use()
+        stamp = Stamp(self._idle_stamps.pop() if self._idle_stamps else self._event(0))
+        weakref.finalize(stamp, self._idle_stamps.append, stamp.event).atexit = False
+        self.cuda.call("cudaEventRecord", stamp.event, self.stream)
+        return stamp
+
+    def elapsed_ms(self, begin: Stamp, end: Stamp) -> float:
+        """The milliseconds between two stamps by the GPU's own clock, once the stream got to the second."""
+        self.use()
+        self.cuda.call("cudaEventSynchronize", end.event)
+        return float(self.cuda.call("cudaEventElapsedTime", begin.event, end.event))
+
+    def _event(self, flags: int) -> Any:
+        event = self.cuda.call("cudaEventCreateWithFlags", flags)
         self._events.append(event)
         return event
 
@@ -103,16 +117,13 @@ class Device:
             self._closed = True
 
 
-def run_all(steps: Iterable[Callable[[], object]]) -> None:
-    """Run every step, also after one that fails; then raise the first ExecutionFailed."""
-    failures: list[ExecutionFailed] = []
-    for step in steps:
-        try:
-            step()
-        except ExecutionFailed as error:  # noqa: PERF203  # the next one must run
-            failures.append(error)
-    if failures:
-        raise failures[0]
+class Stamp:
+    """A moment in a device's stream; its event is used again once this is dropped."""
+
+    __slots__ = ("__weakref__", "event")
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
 
 
 class DeviceTensor:
@@ -122,8 +133,13 @@ class DeviceTensor:
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._device, self.shape, self.dtype = device, shape, dtype
-        self.address = device.reserve(math.prod(shape) * dtype.itemsize)
+        self.address = device.reserve(self.size_bytes)
         weakref.finalize(self, device.release, self.address).atexit = False
+
+    @property
+    def size_bytes(self) -> int:
+        """What its elements occupy."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def write(self, array: Array) -> None:
         """Copy an array of the same shape and dtype in; it may change once this returns. Raises ExecutionFailed."""
@@ -138,6 +154,24 @@ class DeviceTensor:
         self._copy(array.ctypes.data, self.address, array.nbytes, "cudaMemcpyDeviceToHost")
         self._device.synchronize()
         return array
+
+    def save_row(self, index: int) -> DeviceTensor:
+        """A copy of one entry of the first axis, on the device. Raises ExecutionFailed."""
+        saved = DeviceTensor(self._device, self.shape[1:], self.dtype)
+        self._copy(saved.address, self._row(index), saved.size_bytes, "cudaMemcpyDeviceToDevice")
+        return saved
+
+    def load_row(self, index: int, saved: DeviceTensor) -> None:
+        """Put what `save_row` gave at index of the first axis. Raises ExecutionFailed."""
+        if (saved.shape, saved.dtype) != (self.shape[1:], self.dtype):
+            raise ValueError(f"{saved.dtype} {saved.shape} loaded into a row of {self.dtype} {self.shape}")
+        self._copy(self._row(index), saved.address, saved.size_bytes, "cudaMemcpyDeviceToDevice")
+
+    def _row(self, index: int) -> int:
+        """The address of an entry of the first axis."""
+        if not 0 <= index < self.shape[0]:
+            raise IndexError(f"row {index} of {self.shape[0]}")
+        return self.address + index * (self.size_bytes // self.shape[0])
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: str) -> None:
         """Memory on the host is pageable, so CUDA returns when it has read, or staged, all of it."""

@@ -5,7 +5,7 @@ A guided sample owns two denoiser rows (prompt, negative prompt), an unguided on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,13 +99,32 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def split(samples: Sequence[Sample], max_rows: int) -> Iterator[tuple[Sample, ...]]:
-    """Consecutive groups of samples whose rows do not exceed max_rows; a sample is never cut in two."""
-    group: list[Sample] = []
-    for sample in samples:
-        if group and sum(s.rows for s in group) + sample.rows > max_rows:
-            yield tuple(group)
-            group = []
-        group.append(sample)
-    if group:
-        yield tuple(group)
+def split(samples: Sequence[Sample], row_counts: Collection[int]) -> list[tuple[Sample, ...]]:
+    """Consecutive groups of samples, each of a number of rows that is allowed; a sample is never cut in two.
+
+    As few groups as can be, and of those divisions the most even one. Where no division is allowed, groups that do not
+    exceed the most rows: whoever binds them says what is wrong.
+    """
+    return _division(samples, row_counts) or _division(samples, range(1, max(*row_counts, 2) + 1))
+
+
+def _division(samples: Sequence[Sample], row_counts: Collection[int]) -> list[tuple[Sample, ...]]:
+    """The groups, found from the last sample to the first; none where no division is allowed."""
+    count, most = len(samples), max(row_counts)
+    # Of the samples from each on: how many groups, minus the rows of the least one, minus where the first one ends.
+    best: list[tuple[int, int, int] | None] = [None] * count + [(0, -most, -count)]
+    for begin in reversed(range(count)):
+        rows = 0
+        for end in range(begin + 1, count + 1):
+            rows += samples[end - 1].rows
+            after = best[end]
+            if rows > most:
+                break
+            if rows in row_counts and after is not None:
+                found = after[0] + 1, max(after[1], -rows), -end
+                best[begin] = min(best[begin] or found, found)
+    groups, begin = list[tuple[Sample, ...]](), 0
+    while begin < count and (found_here := best[begin]) is not None:
+        groups.append(tuple(samples[begin : -found_here[2]]))
+        begin = -found_here[2]
+    return groups

@@ -1,39 +1,52 @@
 """The wiring of one shape: one buffer per wire, and every graph bound to them.
 
 An output feeds every later input of its name, so a wire is a buffer. Carried wires are pairs (`latents`,
-`next_latents`) that change places after each step: the loop is bound twice, and no copy is made.
-Knows no graph by name.
+`next_latents`) that change places after each step: the loop is bound twice, and no copy is made. What a turn of the
+loop launches is captured as one where the backend can. Knows no graph by name.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
-from engine.binding import Array, Dims, Graph, Stage
-from runtime.backends.base import Backend, Buffer, Launch
+from engine.binding import Array, Dims, Graph
+from runtime.backends.base import Backend, Buffer, Launch, in_order
 
 MAX_WIRINGS = 4
-"""Shapes whose buffers stay allocated; the least recently used goes first."""
-TURNS: dict[Stage, int] = {"once": 1, "loop": 2, "final": 2}
-"""In how many positions of the carried pairs a stage is launched: before the first step they have not moved."""
+"""Shapes whose buffers and captures stay; the least recently used goes first."""
+Phase = Literal["conditioning", "once", "loop", "final"]
+"""What is launched at a time: `conditioning` is of stage `once`, and comes before the rest of it."""
+TURNS: dict[Phase, int] = {"conditioning": 1, "once": 1, "loop": 2, "final": 2}
+"""In how many positions of the carried pairs a phase is launched: before the first step they have not moved."""
 
 
 class Wiring:
-    """Buffers and launches of one set of dims. position: steps since the stage `once` was launched."""
+    """Buffers and launches of one set of dims.
 
-    def __init__(self, backend: Backend, graphs: Sequence[Graph], dims: Dims) -> None:
+    conditioning: the graphs of stage `once` that may be left out where their outputs are known. conditioned: the wires
+    that then have to be filled. position: steps since `once` was launched.
+    """
+
+    def __init__(
+        self, backend: Backend, graphs: Sequence[Graph], dims: Dims, conditioning: Sequence[Graph] = (),
+        conditioned: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
         self.buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
-        self.position = 0
+        self.dims, self.conditioned, self.position = dict(dims), tuple(conditioned), 0
         carried = {name: after for graph in graphs for name, after in graph.carried.items()}
         swapped = {**self.buffers}
         for name, after in carried.items():
             swapped[name], swapped[after] = self.buffers[after], self.buffers[name]
         self._turns = (self.buffers, swapped)
+        phases: dict[Phase, list[Graph]] = {phase: [] for phase in TURNS}
+        for graph in graphs:
+            phases["conditioning" if graph in conditioning else graph.stage].append(graph)
         self._launches = {
-            stage: tuple(_bind(backend, graphs, stage, turn, dims) for turn in self._turns[:count])
-            for stage, count in TURNS.items()
+            phase: tuple(_bound(backend, phase, phases[phase], turn, dims) for turn in self._turns[:count])
+            for phase, count in TURNS.items()
         }
 
     def write(self, arrays: Mapping[str, Array]) -> None:
@@ -41,13 +54,12 @@ class Wiring:
         for name, array in arrays.items():
             self.buffers[name].write(array)
 
-    def launch(self, stage: Stage) -> None:
-        """Launch a stage's graphs in order; after `loop` the carried pairs have changed places."""
-        if stage == "once":
+    def launch(self, phase: Phase) -> None:
+        """Launch a phase's graphs in order; after `loop` the carried pairs have changed places."""
+        if phase == "once":
             self.position = 0
-        for launch in self._launches[stage][self.position % TURNS[stage]]:
-            launch()
-        if stage == "loop":
+        self._launches[phase][self.position % TURNS[phase]]()
+        if phase == "loop":
             self.position += 1
 
     def read(self, name: str) -> Array:
@@ -55,10 +67,11 @@ class Wiring:
         return self._turns[self.position % 2][name].read()
 
 
-def _bind(
-    backend: Backend, graphs: Sequence[Graph], stage: Stage, buffers: Mapping[str, Buffer], dims: Dims
-) -> list[Launch]:
-    return [backend.bind(graph, buffers, dims) for graph in graphs if graph.stage == stage]
+def _bound(
+    backend: Backend, phase: Phase, graphs: Sequence[Graph], buffers: Mapping[str, Buffer], dims: Dims
+) -> Launch:
+    launches = [backend.bind(graph, buffers, dims) for graph in graphs]
+    return backend.capture(launches) if phase == "loop" else in_order(launches)
 
 
 class Wirings:

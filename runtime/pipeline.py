@@ -6,19 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.binding import Dims, Precision
+from engine.binding import Dims, PlanPrecision, Precision, variant_of
 from engine.bundle import Bundle, load_bundle
 from engine.errors import OptionInvalid
 from runtime.backends import Verdict, open_backend
 from runtime.backends.base import Backend, BackendOptions
 from runtime.batch import Batch, Sample, split
+from runtime.conditioning import ConditioningCache, conditioning_graphs, kept_wires
 from runtime.denoise import Step, denoise
 from runtime.images import Result
 from runtime.memory import Wiring, Wirings
@@ -31,15 +33,18 @@ Pixels = NDArray[np.uint8]
 OnStep = Callable[[Step], None]
 STAGES = ("conditioning", "loop", "decode", "total")
 MAX_THREADS = 1024
+MAX_CACHE_MIB = 1 << 20
 
 
 class Pipeline:
     """A bundle on a backend. One thread generates at a time; others wait. Use `with`, or call close()."""
 
-    def __init__(self, folder: Path, bundle: Bundle, backend: Backend, verdicts: Sequence[Verdict] = ()) -> None:
+    def __init__(
+        self, folder: Path, bundle: Bundle, backend: Backend, verdicts: Sequence[Verdict] = (), cache_mib: int = 256
+    ) -> None:
         self.folder, self.bundle, self.backend, self.verdicts = folder, bundle, backend, tuple(verdicts)
         self._tokenizer, self._tables = Tokenizer(folder, bundle), Tables(folder, bundle)
-        self._wirings = Wirings(self._wire)
+        self._wirings, self._conditioning = Wirings(self._wire), ConditioningCache(cache_mib << 20)
         self._lock, self._closed = threading.Lock(), False
         self._painter: int | None = None
 
@@ -49,24 +54,31 @@ class Pipeline:
         folder: Path | str,
         backend: str = "auto",
         *,
-        precision: Precision | None = None,
+        precision: PlanPrecision | None = None,
         device: str | None = None,
         threads: int | None = None,
+        capture: bool = True,
+        cache_mib: int = 256,
     ) -> Pipeline:
         """Open a bundle. backend: `auto` takes the first that can run here; `verdicts` says why not the ones before.
 
-        precision: `fp32` or `fp16`; device: the backend's word for it; threads: CPU threads inside a graph.
+        precision: `fp32`, `fp16`, or `bf16` where there are plans of it; device: the backend's word for it; threads:
+        CPU threads inside a graph. capture: False for plain launches on a backend that captures the loop. cache_mib:
+        the most that the conditioning of earlier prompts may occupy; 0 keeps none.
         Raises BundleError, OptionInvalid or BackendUnavailable.
         """
         folder = Path(folder)
         bundle = load_bundle(folder)
         if precision is not None:
-            bundle.graphs(precision)
-        _check_threads(threads)
-        options = BackendOptions(precision=precision, device=device, threads=threads)
+            known = precision in get_args(PlanPrecision)
+            bundle.graphs(variant_of(precision) if known else cast("Precision", precision))
+        if threads is not None:
+            _check_count("threads", threads, 1, MAX_THREADS, "Leave it out for all cores.")
+        _check_count("cache_mib", cache_mib, 0, MAX_CACHE_MIB, "0 keeps no conditioning.")
+        options = BackendOptions(precision=precision, device=device, threads=threads, capture=bool(capture))
         opened, verdicts = open_backend(backend, folder, bundle, options)
         try:
-            return cls(folder, bundle, opened, verdicts)
+            return cls(folder, bundle, opened, verdicts, cache_mib)
         except BaseException:
             opened.close()
             raise
@@ -86,61 +98,61 @@ class Pipeline:
         resolved = resolve(requests, self.bundle, self._tables)
         with self._turn():
             self._check_open()
-            seconds = dict.fromkeys(STAGES, 0.0)
             batches = self._batches([sample for one in resolved for sample in one.samples], resolved[0])
-            before, total, pictures = 0, sum(batch.evaluations for batch in batches), []
-            for batch in batches:
-                pictures += list(self._paint(batch, seconds, on_step, before, total))
-                before += batch.evaluations
-        return self._results(resolved, pictures, seconds)
+            call = _Call(sum(batch.evaluations for batch in batches), on_step)
+            pictures = [picture for batch in batches for picture in self._paint(batch, call)]
+        return self._results(resolved, pictures, call)
 
-    def _paint(
-        self, batch: Batch, seconds: dict[str, float], on_step: OnStep | None, before: int, total: int
-    ) -> Pixels:
-        """One batch from prompts to pixels: (samples, H, W, 3) uint8. Adds each stage's wall time to seconds."""
-        clock = Clock(seconds)
-        wiring = self._wirings.get(batch.dims)
-        wiring.write(batch.host_inputs(self._tables, self._tokenizer.encode(batch.texts())))
+    def _paint(self, batch: Batch, call: _Call) -> Pixels:
+        """One batch from prompts to pixels: (samples, H, W, 3) uint8. Adds to the call what it took."""
+        clock = Clock(call.seconds)
+        wiring, ids = self._wirings.get(batch.dims), self._tokenizer.encode(batch.texts())
+        wiring.write(batch.host_inputs(self._tables, ids))
+        call.conditioning_cached &= self._conditioning.condition(wiring, ids)
         wiring.launch("once")
         self.backend.mark()()
         clock.lap("conditioning")
-        with closing(denoise(self.backend, wiring, batch.evaluations, before, total)) as steps:
+        with closing(denoise(self.backend, wiring, batch.evaluations, call.before, call.total)) as steps:
             for step in steps:
-                if on_step is not None:
-                    on_step(step)
+                if call.on_step is not None:
+                    call.on_step(step)
         clock.lap("loop")
         wiring.launch("final")
         images = wiring.read("images")
         clock.lap("decode")
         clock.total()
+        call.before += batch.evaluations
         return images.astype(np.uint8, copy=False)
 
     def _batches(self, samples: Sequence[Sample], first: Resolved) -> list[Batch]:
         """The samples in batches, each of which fits: where one does not, none is painted."""
         shape = first.latent_shape, first.height, first.width, self._tokenizer.max_tokens
-        groups = split(samples, self.backend.max_rows(first.height, first.width))
+        groups = split(samples, self.backend.row_counts(first.height, first.width))
         batches = [Batch(group, *shape) for group in groups]
         for batch in batches:
             self._wirings.get(batch.dims)
         return batches
 
     def _wire(self, dims: Dims) -> Wiring:
-        return Wiring(self.backend, self.bundle.graphs(self.backend.precision), dims)
+        graphs = self.bundle.graphs(variant_of(self.backend.precision))
+        conditioning = conditioning_graphs(graphs)
+        return Wiring(self.backend, graphs, dims, conditioning, kept_wires(graphs, conditioning))
 
-    def _results(
-        self, resolved: Sequence[Resolved], pictures: Sequence[Pixels], seconds: dict[str, float]
-    ) -> list[Result]:
+    def _results(self, resolved: Sequence[Resolved], pictures: Sequence[Pixels], call: _Call) -> list[Result]:
         results, start = [], 0
         for one in resolved:
             count = len(one.samples)
             arrays = np.stack(pictures[start : start + count])
-            results.append(Result(arrays, dict(seconds), {**one.metadata(self._tokenizer), **self._made_by()}))
+            metadata = {**one.metadata(self._tokenizer), **self._made_by(call)}
+            results.append(Result(arrays, dict(call.seconds), metadata))
             start += count
         return results
 
-    def _made_by(self) -> dict[str, Any]:
+    def _made_by(self, call: _Call) -> dict[str, Any]:
+        """captured: whether the backend replays captures. conditioning_cached: whether all of the call's was kept."""
         names = {"backend": self.backend.name, "device": self.backend.device, "precision": self.backend.precision}
-        return {"bundle": self.bundle.name, "bundle_sha256": self.bundle.sha256, **names}
+        how = {"captured": self.backend.captures.captured > 0, "conditioning_cached": call.conditioning_cached}
+        return {"bundle": self.bundle.name, "bundle_sha256": self.bundle.sha256, **names, **how}
 
     def _check_open(self) -> None:
         if self._closed:
@@ -169,6 +181,7 @@ class Pipeline:
             if not self._closed:
                 self._closed = True
                 self._wirings.clear()
+                self._conditioning.clear()
                 self.backend.close()
 
     def __enter__(self) -> Pipeline:
@@ -180,12 +193,20 @@ class Pipeline:
         self.close()
 
 
-def _check_threads(threads: int | None) -> None:
-    whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
-        raise OptionInvalid(
-            "threads", actual=repr(threads), allowed=f"1 to {MAX_THREADS}", remedy="Leave it out for all cores."
-        )
+def _check_count(name: str, value: object, low: int, high: int, remedy: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise OptionInvalid(name, actual=repr(value), allowed=f"{low} to {high}", remedy=remedy)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call's batches: how far it is, and what it took. total: steps of all batches; before: of those painted."""
+
+    total: int
+    on_step: OnStep | None
+    before: int = 0
+    conditioning_cached: bool = True
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
 
 class Clock:

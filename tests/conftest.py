@@ -62,6 +62,21 @@ def tiny_bundle(tiny_source: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whole_denoiser(tiny_source: Path) -> Path:
+    """The fp32 denoiser of `tiny_source` as it is traced, before anything is hoisted out of it."""
+    path = CACHE / "graphs" / "tiny" / "denoiser.onnx"
+    if not is_newer(path, [tiny_source / "model_index.json", *(ROOT / "export").rglob("*.py")]):
+        pytest.importorskip("torch")
+        from export.families import open_model
+        from export.variants import write_graph
+
+        model = open_model(tiny_source)
+        spec = next(spec for spec in model.specs("fp32") if spec.name == "denoiser")
+        write_graph(model, spec, path.name, path.parent)
+    return path
+
+
+@pytest.fixture(scope="session")
 def emoji_bundle() -> Path:
     """The bundle of models/emoji, fp32 and fp16. The model ships with the repository: without it the test fails."""
     return exported(ROOT / "models" / "emoji")
@@ -73,12 +88,15 @@ def exported(model: Path) -> Path:
         pytest.fail(f"{model} is no model in diffusers layout; the checkout is not whole")
     folder = CACHE / "bundles" / model.name
     sources = [*model.rglob("*.json"), *model.rglob("*.safetensors"), *(ROOT / "export").rglob("*.py")]
-    sources += [ROOT / "engine" / "binding.py", ROOT / "engine" / "bundle.py"]
+    sources += [ROOT / "engine" / f"{name}.py" for name in ("binding", "bundle", "hoist", "shapes", "wiring")]
     if not is_newer(folder / "bundle.json", sources):
         if importlib.util.find_spec("torch") is None:
             pytest.skip(f"no fresh bundle of {model.name}, and no torch to export one: run `make test` first")
+        import torch
+
         from export.bundle import export_bundle
 
+        torch.set_num_threads(1)  # sums in one order, whichever test asks first
         export_bundle(model, folder)
     return folder
 

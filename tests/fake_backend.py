@@ -5,12 +5,13 @@ The solver executes the real table rows. The other graphs are short and depend o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
-from engine.binding import Array, Binding, Dims, Graph, Precision
-from runtime.backends.base import Launch
+from engine.binding import Array, Binding, Dims, Graph, PlanPrecision
+from runtime.backends.base import HostRow, Launch, in_order
 from tests.fake_bundle import COLUMNS, WIDTH
 
 
@@ -29,19 +30,35 @@ class FakeBuffer:
     def read(self) -> Array:
         return self.array.copy()
 
+    def save_row(self, index: int) -> HostRow:
+        return HostRow.of(self.array, index)
+
+    def load_row(self, index: int, saved: HostRow) -> None:
+        self.array[index] = saved.array
+
 
 class FakeBackend:
-    """events: what happened in order: a graph's name for each launch, `mark n` and `wait n`, `close`."""
+    """events: what happened in order: a graph's name for each launch, `mark n` and `wait n`, `close`.
+
+    captures: counts what it was asked to capture, though it launches plainly.
+    """
 
     name, device = "fake", "numpy"
 
-    def __init__(self, *, max_rows: int = 8, precision: Precision = "fp32") -> None:
-        self._max_rows, self.precision = max_rows, precision
+    def __init__(
+        self, *, max_rows: int = 8, row_counts: Collection[int] = (), precision: PlanPrecision = "fp32"
+    ) -> None:
+        self._row_counts, self.precision = row_counts or range(1, max_rows + 1), precision
+        self.captures = SimpleNamespace(captured=0, reason=None)
         self.events: list[str] = []
         self.allocated: list[dict[str, int]] = []
 
-    def max_rows(self, height: int, width: int) -> int:
-        return self._max_rows
+    def row_counts(self, height: int, width: int) -> Collection[int]:
+        return self._row_counts
+
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        self.captures.captured += 1
+        return in_order(launches)
 
     def allocate(self, binding: Binding, dims: Dims) -> FakeBuffer:
         self.allocated.append(dict(dims))

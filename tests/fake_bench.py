@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from engine.build import plan_jobs
 from engine.bundle import load_bundle
-from engine.plan import engines_folder
+from engine.plan import Options, engines_folder
 from engine.profiles import parse_profiles
+from engine.publish import publish_info
 from engine.site import site_of
 from engine.target import parse_target
+from engine.verdict import Verdict
+from engine.wanted import Asked, plan_jobs
 from engine.worker import build_plan
 from runtime.backends import tensorrt, tensorrt_rtx
 from runtime.backends.base import BackendOptions
@@ -36,8 +39,14 @@ class Bench:
         bundle = load_bundle(self.folder)
         site = site_of(parse_target(self.module.__name__))
         self.plans = engines_folder(self.folder) / site.target.folder
-        for job in plan_jobs(self.folder, bundle, site, parse_profiles(profiles, bundle), "fp16"):
-            build_plan(job)
+        sets = tuple((profile,) for profile in parse_profiles(profiles, bundle))
+        asked = Asked(
+            folder=self.folder, bundle=bundle, site=site, sets=sets, precision="fp16", options=Options(), parts=None,
+            cores=1, memory_bytes=None,
+        )  # fmt: skip
+        for job in (job for one in sets for graph in asked.graphs for job in plan_jobs(asked, one, graph)):
+            info = msgspec.structs.replace(build_plan(job), verdict=Verdict(status="passed"))
+            publish_info(Path(job.plan), info)
 
     def open(self, **options):
         return self.backend.open_backend(self.folder, load_bundle(self.folder), BackendOptions(**options))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import onnx
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "UINT8": np.uint8}
 DataType = enum.Enum("DataType", [*NUMPY, "INT8", "BOOL"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
+ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Every engine and execution context that nobody has dropped."""
 
 
 def evaluator(model: onnx.ModelProto) -> Any:
@@ -34,14 +38,16 @@ def evaluator(model: onnx.ModelProto) -> Any:
 class Engine:
     """What 8.6 offers; later ones take away and add."""
 
-    device_memory_size = 4096
+    device_memory_size = property(lambda self: self.scratch_bytes)
 
     def __init__(self, raw: bytes) -> None:
+        ALIVE.add(self)
         head, _, body = raw.partition(b"\n")
         self.head, self.model = json.loads(head), onnx.load_model_from_string(body)
         self.tensors = [*self.model.graph.input, *self.model.graph.output]
         self.session = evaluator(self.model)
         self.contexts = 0
+        self.scratch_bytes = self.head.get("scratch_bytes", 4096)
 
     num_io_tensors = property(lambda self: len(self.tensors))
 
@@ -66,7 +72,7 @@ class Engine86(Engine):
 
 
 class Engine10(Engine):
-    device_memory_size_v2 = 4096
+    device_memory_size_v2 = property(lambda self: self.scratch_bytes)
 
     def create_execution_context(self, strategy: Any) -> Any:
         assert strategy.name == "USER_MANAGED"
@@ -100,6 +106,7 @@ class Context:
     """An execution context: shapes within the profile, addresses, and a launch that computes at once."""
 
     def __init__(self, engine: Engine) -> None:
+        ALIVE.add(self)
         self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
         self.scratch = 0
         self.profile: int | None = None
@@ -114,7 +121,8 @@ class Context:
         low, _, high = self.engine.head["profiles"][self.profile][name]
         fits = len(low) == len(shape) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if fits:
-            self.shapes[name] = tuple(shape)
+            inputs = {value.name for value in self.engine.model.graph.input}
+            self.shapes = {k: v for k, v in self.shapes.items() if k in inputs} | {name: tuple(shape)}
         return fits
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -130,14 +138,21 @@ class Context:
         return address % 16 == 0
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert self.scratch
+        """Enqueue a run on the addresses as they are now: a captured one goes on using these."""
         if self.refuses:
             return False
-        outputs = [value.name for value in self.engine.model.graph.output]
-        feeds = {value.name: self._view(value.name).copy() for value in self.engine.model.graph.input}
-        for name, array in zip(outputs, self.engine.session.run(outputs, feeds), strict=True):
-            self._view(name)[...] = array
-        return True
+        cuda = sys.modules["cuda.bindings.runtime"]
+        views = {value.name: self._view(value.name) for value in self.engine.tensors}
+        scratch = self.scratch
+
+        def run() -> None:
+            assert len(cuda.memory[scratch]) >= self.engine.scratch_bytes, "scratch that was freed, or too little"
+            outputs = [value.name for value in self.engine.model.graph.output]
+            feeds = {value.name: views[value.name].copy() for value in self.engine.model.graph.input}
+            for name, array in zip(outputs, self.engine.session.run(outputs, feeds), strict=True):
+                views[name][...] = array
+
+        return cuda.enqueue(stream, run)
 
     def _numpy(self, name: str) -> Any:
         return NUMPY[self.engine.head["types"][name]]
@@ -160,7 +175,7 @@ class Context86(Context):
 
 class Context10(Context):
     def set_device_memory(self, address: int, size: int) -> None:
-        assert size >= 4096
+        assert size >= self.engine.scratch_bytes
         self.scratch = address
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 import pytest
 
+from tests.fake_build import Config, Inspector, Profile, TimingCache, text_of
 from tests.fake_engine import ENGINES, NUMPY, DataType, Engine, TensorIOMode
 
 VERSIONS = {"8.6": "8.6.0", "10": "10.13.0.35", "11": "11.4.0.106", "rtx": "1.7.1.116"}
@@ -77,37 +78,6 @@ class Network:
         return self.layers[index]
 
 
-class Config:
-    def __init__(self, module: Any) -> None:
-        self.module, self.flags, self.profiles, self.capabilities = module, [], [], {}
-        self.num_compute_capabilities = 0
-        self.sharing = False
-
-    def set_flag(self, flag: Any) -> None:
-        self.flags.append(flag.name)
-
-    def add_optimization_profile(self, profile: Any) -> int:
-        self.profiles.append(profile.shapes)
-        return len(self.profiles) - 1
-
-    def set_preview_feature(self, feature: Any, value: bool) -> None:
-        self.sharing = value
-
-    def set_compute_capability(self, capability: Any, index: int) -> bool:
-        self.capabilities[index] = capability.name
-        return 0 <= index < self.num_compute_capabilities
-
-
-class Profile:
-    def __init__(self) -> None:
-        self.shapes: dict[str, Any] = {}
-
-    def set_shape(self, name: str, low: Any, opt: Any, high: Any) -> None:
-        if not all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True)):
-            raise ValueError(f"{name}: {low} {opt} {high}")
-        self.shapes[name] = (tuple(low), tuple(opt), tuple(high))
-
-
 class Builder:
     module: Any = None
 
@@ -129,14 +99,31 @@ class Builder:
         if module.refused and module.refused <= set(config.flags or ["no flags"]):
             self.logger.log(ILogger.Severity.ERROR, f"refused with {config.flags}")
             return None
+        if config.timings is not None and "poison" in config.timings.timed:
+            self.logger.log(ILogger.Severity.ERROR, "Myelin error from unknown graph")
+            return None
+        assert network.model is not None
+        if config.timings is not None:
+            config.timings.timed |= {node.output[0] for node in network.model.graph.node}
+        self._tell(network.model, config)
         held = [layer.output.name for layer in network.layers if layer.precision == DataType.FLOAT and made]
         head = {
             "version": module.__version__, "flags": config.flags, "profiles": config.profiles, "held": held,
             "sharing": config.sharing, "capabilities": [config.capabilities[i] for i in sorted(config.capabilities)],
             "types": {tensor.name: tensor.dtype.name for tensor in network.inputs + network.outputs},
+            "cleared": config.cleared, "level": config.builder_optimization_level, "pools": config.pools,
         }  # fmt: skip
-        assert network.model is not None
         return json.dumps(head).encode() + b"\n" + network.model.SerializeToString()
+
+    def _tell(self, model: onnx.ModelProto, config: Config) -> None:
+        """What RTX writes of a finished build; each optimization profile has layers of its own."""
+        log, level = self.logger.log, ILogger.Severity
+        lines = []
+        for k in range(len(config.profiles)):
+            log(level.INFO, f"Total Activation Memory: {1000 * (k + 1)} bytes")
+            lines += [text_of(node, place, k) for place, node in enumerate(model.graph.node)]
+        if hasattr(self.module, "ComputeCapability") and config.profiling_verbosity.name == "DETAILED":
+            log(level.VERBOSE, "Layers:\n" + "\n".join(lines) + "\n\nI/O Tensors:\n Name: any, DataType: Half")
 
 
 class ParserError:
@@ -184,18 +171,29 @@ def fake(kind: str) -> Any:
     flags = {"8.6": ["EXPLICIT_BATCH"], "10": ["EXPLICIT_BATCH", "STRONGLY_TYPED"]}.get(kind, ["STRONGLY_TYPED"])
     module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags, start=0)
     constraints = ["FP16", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"]
-    module.BuilderFlag = enum.Enum("BuilderFlag", constraints if kind == "8.6" else ["TF32"])
+    module.BuilderFlag = enum.Enum("BuilderFlag", ["TF32", *(constraints if kind == "8.6" else [])])
+    module.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "NONE", "DETAILED"])
+    module.MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
+    module.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["ONELINE", "JSON"])
+    module.ITimingCache = TimingCache
     if kind == "8.6":
         module.PreviewFeature = enum.Enum("PreviewFeature", ["PROFILE_SHARING_0806"])
     else:
+        module.DataType = type("DataType", (), {**DataType.__members__, "BF16": object()})
         module.OnnxParserFlag = enum.Enum("OnnxParserFlag", ["NATIVE_INSTANCENORM"])
         module.ExecutionContextAllocationStrategy = enum.Enum("Strategy", ["STATIC", "USER_MANAGED"])
     if kind == "rtx":
         module.ComputeCapability = enum.Enum("ComputeCapability", ["NONE", "CURRENT", "SM86", "SM89", "SM120"])
     module.Builder = type("Builder", (Builder,), {"module": module})
     module.OnnxParser = type("OnnxParser", (OnnxParser,), {"module": module})
-    module.Runtime = type("Runtime", (_Runtime,), {"engine": ENGINES[kind], "version": VERSIONS[kind]})
+    engine = type("Engine", (_Inspected, ENGINES[kind]), {})
+    module.Runtime = type("Runtime", (_Runtime,), {"engine": engine, "version": VERSIONS[kind]})
     return module
+
+
+class _Inspected:
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self)
 
 
 class _Runtime:
@@ -207,7 +205,7 @@ class _Runtime:
 
     def deserialize_cuda_engine(self, raw: bytes) -> Engine | None:
         try:
-            found = self.engine(raw)
+            found = self.engine(bytes(raw))
         except ValueError:
             self.logger.log(ILogger.Severity.ERROR, "Serialization assertion failed")
             return None

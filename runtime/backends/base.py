@@ -5,11 +5,13 @@ Knows no graph by name and does no tensor arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from engine.binding import Array, Binding, Dims, Graph, Precision
+import numpy as np
+
+from engine.binding import Array, Binding, Dims, Graph, PlanPrecision
 
 Launch = Callable[[], None]
 """Starts one graph on the buffers it was bound to; the work may still run when it returns."""
@@ -19,17 +21,74 @@ def done() -> None:
     """The event of work that is over when its launch returns: nothing to wait for."""
 
 
+def in_order(launches: Sequence[Launch]) -> Launch:
+    """The launches one after another: what a backend without capture does."""
+
+    def launch() -> None:
+        for one in launches:
+            one()
+
+    return launch
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendOptions:
     """What a caller may ask of a backend; None takes the backend's own default.
 
-    precision: which variant of the bundle. device: the backend's word for it (`cpu`, `cuda`, `cuda:1`, a provider).
-    threads: CPU threads inside one graph.
+    precision: which variant of the bundle, or what plans were built in. device: the backend's word for it (`cpu`,
+    `cuda`, `cuda:1`, a provider). threads: CPU threads inside one graph. capture: False for plain launches where the
+    backend could capture them.
     """
 
-    precision: Precision | None = None
+    precision: PlanPrecision | None = None
     device: str | None = None
     threads: int | None = None
+    capture: bool = True
+
+
+class Captures(Protocol):
+    """What became of the launches that a backend was asked to capture."""
+
+    @property
+    def captured(self) -> int:
+        """How many are replayed from a capture now."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why launches are plain; None where those that can be captured by now are."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoCaptures:
+    """The Captures of a backend that has none."""
+
+    captured: int = 0
+    reason: str | None = "this backend does not capture"
+
+
+class SavedRow(Protocol):
+    """A copy of one entry along a buffer's first axis, on the same device; its memory is freed with it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it occupies."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostRow:
+    """A saved row in the host's memory, for buffers that lie there."""
+
+    array: Array
+
+    @property
+    def size_bytes(self) -> int:
+        """What it occupies."""
+        return self.array.nbytes
+
+    @classmethod
+    def of(cls, array: Array, index: int) -> HostRow:
+        """A copy of an array's entry."""
+        return cls(np.array(array[index]))
 
 
 class Buffer(Protocol):
@@ -45,26 +104,46 @@ class Buffer(Protocol):
     def read(self) -> Array:
         """Wait for the device, then return a copy of the contents on the host."""
 
+    def save_row(self, index: int) -> SavedRow | None:
+        """A copy of the entry at index of the first axis, taken in the order of launches; None where the backend
+        could make one on the host only.
+        """
+
+    def load_row(self, index: int, saved: Any) -> None:
+        """Put such a copy, of this buffer or of one of equal dtype and entry shape, at index; in launch order."""
+
 
 class Backend(Protocol):
     """What runs the graphs of one bundle. Made by a backend module's `open_backend(folder, bundle, options)`,
     which raises BackendUnavailable where this machine or this bundle cannot do it.
 
-    precision: which variant of the bundle it runs. device: where, in words (`cpu`, `NVIDIA H200`).
+    precision: which it computes in. device: where, in words (`cpu`, `NVIDIA H200`).
     """
 
     name: str
     device: str
-    precision: Precision
+    precision: PlanPrecision
 
-    def max_rows(self, height: int, width: int) -> int:
-        """The most denoiser rows that one batch of pictures of this size, in pixels, may have."""
+    @property
+    def captures(self) -> Captures:
+        """How many launches are captured now, and why others are not."""
+
+    def row_counts(self, height: int, width: int) -> Collection[int]:
+        """The numbers of denoiser rows that one batch of pictures of this size, in pixels, may have: at least one.
+
+        Not the most alone, which would say nothing of a profile's least rows, nor of the gap between two profiles.
+        """
 
     def allocate(self, binding: Binding, dims: Dims) -> Buffer:
         """A buffer for a binding at these dims; the caller keeps it until `close` of the wiring."""
 
     def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:
         """A launch of the graph on these buffers. Raises ShapeOutsideProfile where no plan covers dims."""
+
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        """One launch that does what these do in order. A backend that can captures them, once they ran plainly, and
+        replays the capture from then on; where that fails it goes on plainly and logs the reason.
+        """
 
     def mark(self) -> Callable[[], None]:
         """An event behind all that was launched so far; calling it waits for that event."""

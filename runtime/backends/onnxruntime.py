@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from engine.binding import Array, Binding, Dims, Graph, Precision
+from engine.binding import Array, Binding, Dims, Graph, Precision, variant_of
 from engine.bundle import Bundle, verified_graph
 from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid
-from runtime.backends.base import BackendOptions, Buffer, Launch, done
+from runtime.backends.base import BackendOptions, Buffer, HostRow, Launch, NoCaptures, done, in_order
 from runtime.backends.ort_sessions import Sessions, parts_of, physical_cores
 
 CPU = "CPUExecutionProvider"
@@ -54,11 +54,21 @@ class OrtBuffer:
         """A copy on the host."""
         return cast("Array", self.value.numpy()) if self.array is None else self.array.copy()
 
+    def save_row(self, index: int) -> HostRow | None:
+        """A copy of an entry; None in a provider's own memory, of which ONNX Runtime copies whole tensors only."""
+        return None if self.array is None else HostRow.of(self.array, index)
+
+    def load_row(self, index: int, saved: HostRow) -> None:
+        """Put a copy back."""
+        assert self.array is not None
+        self.array[index] = saved.array
+
 
 class OnnxRuntimeBackend:
     """Sessions by graph name; a launch is one IOBinding for each part of the batch."""
 
     name = "onnxruntime"
+    captures = NoCaptures()
 
     def __init__(self, ort: Any, sessions: Sessions, provider: str, index: int, precision: Precision) -> None:
         self.device, self.precision = provider, precision
@@ -92,9 +102,13 @@ class OnnxRuntimeBackend:
 
         return launch
 
-    def max_rows(self, height: int, width: int) -> int:  # noqa: ARG002
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        """One after another."""
+        return in_order(launches)
+
+    def row_counts(self, height: int, width: int) -> range:  # noqa: ARG002
         """The same at every size."""
-        return MAX_ROWS
+        return range(1, MAX_ROWS + 1)
 
     def mark(self) -> Callable[[], None]:
         """Nothing to wait for: a run returns when it is done."""
@@ -175,6 +189,11 @@ def _provider(ort: Any, device: str | None) -> tuple[str, int]:
 def _precision(bundle: Bundle, options: BackendOptions, provider: str) -> Precision:
     """What was asked, else fp32 on the CPU and fp16 elsewhere, else what the bundle has."""
     if options.precision is not None:
-        return options.precision
+        if options.precision != variant_of(options.precision):
+            raise BackendUnavailable(
+                "backend onnxruntime", actual=f"precision {options.precision}", allowed="fp32, fp16",
+                remedy="Ask for fp16, or build plans of that precision for TensorRT.",
+            )  # fmt: skip
+        return variant_of(options.precision)
     wanted: Precision = "fp32" if provider == CPU else "fp16"
     return wanted if wanted in bundle.variants else next(iter(bundle.variants))

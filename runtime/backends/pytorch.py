@@ -1,22 +1,35 @@
 """PyTorch: the exported modules themselves, from the source folder. The parity reference, and a fallback.
 
+A module runs whole: what was hoisted out of its graph is computed in every step, from the family's own inputs.
 Reaches export/ lazily; nothing of it is imported before this backend is opened.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from engine.binding import Array, Binding, Dims, Graph, Precision
+from engine.binding import Array, Binding, Dims, Graph, PlanPrecision, Precision, variant_of
 from engine.bundle import Bundle
 from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid, SourceError
-from runtime.backends.base import BackendOptions, Buffer, Launch, done
+from runtime.backends.base import BackendOptions, Buffer, Launch, NoCaptures, done, in_order
 
 MAX_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TorchRow:
+    """A copy of one entry of a buffer, on its device."""
+
+    tensor: Any
+
+    @property
+    def size_bytes(self) -> int:
+        """What it occupies."""
+        return int(self.tensor.nbytes)
 
 
 class TorchBuffer:
@@ -43,30 +56,58 @@ class TorchBuffer:
         """A copy on the host."""
         return cast("Array", self.tensor.cpu().numpy().copy())
 
+    def save_row(self, index: int) -> TorchRow | None:
+        """A copy of an entry."""
+        return TorchRow(self.tensor[index].clone())
+
+    def load_row(self, index: int, saved: TorchRow) -> None:
+        """Put a copy back."""
+        self.tensor[index].copy_(saved.tensor)
+
+
+class UnusedBuffer(TorchBuffer):
+    """The wire of a prologue, which no module makes or reads: a shape without memory, and nothing worth keeping.
+
+    What is kept of a prompt is what its prologue made; here there is nothing, so the text encoder runs again.
+    """
+
+    def save_row(self, index: int) -> None:
+        """None: no module has written here."""
+
 
 class PytorchBackend:
-    """Modules by graph name."""
+    """Modules with their bindings (export's GraphSpec), by graph name. unused: the wires that no module makes."""
 
     name = "pytorch"
+    captures = NoCaptures()
 
-    def __init__(self, torch: Any, modules: dict[str, Any], device: str, precision: Precision) -> None:
+    def __init__(
+        self, torch: Any, specs: dict[str, Any], device: str, precision: PlanPrecision, unused: Collection[str] = ()
+    ) -> None:
         self.device, self.precision = device, precision
-        self._torch, self._modules = torch, modules
+        self._torch, self._specs, self._unused = torch, specs, unused
 
     def allocate(self, binding: Binding, dims: Dims) -> TorchBuffer:
         """A zeroed tensor on the device."""
-        dtype = getattr(self._torch, binding.dtype)
-        return TorchBuffer(self._torch.zeros(binding.resolve(dims), dtype=dtype, device=self.device))
+        dtype, shape = getattr(self._torch, binding.dtype), binding.resolve(dims)
+        if binding.name in self._unused:
+            return UnusedBuffer(self._torch.zeros((), dtype=dtype, device=self.device).expand(shape))
+        return TorchBuffer(self._torch.zeros(shape, dtype=dtype, device=self.device))
 
     def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:  # noqa: ARG002
-        """A launch of the module on these tensors."""
-        module, torch = self._modules[graph.name], self._torch
-        inputs = [cast("TorchBuffer", buffers[binding.name]).tensor for binding in graph.inputs]
-        outputs = [cast("TorchBuffer", buffers[binding.name]).tensor for binding in graph.outputs]
+        """A launch of the module on these tensors; a prologue's does nothing, its module is the graph's it is of."""
+        if graph.hoisted_from:
+            return done
+        from export.device import strict
+
+        spec, torch = self._specs[graph.name], self._torch
+        module = spec.module
+        inputs = [cast("TorchBuffer", buffers[binding.name]).tensor for binding in spec.inputs]
+        outputs = [cast("TorchBuffer", buffers[binding.name]).tensor for binding in spec.outputs]
 
         def launch() -> None:
             try:
-                with torch.inference_mode(), strict(torch):
+                with torch.inference_mode(), strict():
                     results = module(*inputs)
                     results = results if isinstance(results, tuple) else (results,)
                     for target, result in zip(outputs, results, strict=True):
@@ -79,9 +120,13 @@ class PytorchBackend:
 
         return launch
 
-    def max_rows(self, height: int, width: int) -> int:  # noqa: ARG002
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        """One after another."""
+        return in_order(launches)
+
+    def row_counts(self, height: int, width: int) -> range:  # noqa: ARG002
         """The same at every size."""
-        return MAX_ROWS
+        return range(1, MAX_ROWS + 1)
 
     def mark(self) -> Callable[[], None]:
         """An event on the GPU; nothing to wait for on the CPU."""
@@ -92,23 +137,9 @@ class PytorchBackend:
 
     def close(self) -> None:
         """Drop the modules, and hand cached GPU memory back."""
-        self._modules.clear()
+        self._specs.clear()
         if self.device.startswith("cuda"):
             self._torch.cuda.empty_cache()
-
-
-@contextmanager
-def strict(torch: Any) -> Iterator[None]:
-    """Within the block float32 is float32 on a GPU: torch lets convolutions round to TF32's ten bits by default."""
-    places = torch.backends.cudnn, torch.backends.cuda.matmul
-    kept = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for place, value in zip(places, kept, strict=True):
-            place.allow_tf32 = value
 
 
 def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> PytorchBackend:
@@ -124,6 +155,7 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
             remedy="pip install 'zturbo[export]'.",
         ) from error  # fmt: skip
     device = _device(torch, options)
+    precision = _precision(options, device)
     source = (folder / bundle.source.path).resolve()
     try:
         model = open_model(source)
@@ -132,14 +164,28 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
         raise _no_source(source, f"unreadable ({error})", "the folder that was exported") from error
     if found != bundle.source.sha256:
         raise _no_source(source, f"sha256 {found[:12]}…", f"{bundle.source.sha256[:12]}…")
-    precision: Precision = options.precision or ("fp16" if device.startswith("cuda") else "fp32")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
-        modules = {spec.name: spec.module.to(device) for spec in model.specs(precision)}
+        specs = {spec.name: spec for spec in model.specs(precision)}
+        for spec in specs.values():
+            spec.module.to(device)
     except (SourceError, RuntimeError) as error:  # out of memory among them
         raise _no_source(source, f"not loadable on {device} ({error})", "weights that fit this device") from error
-    return PytorchBackend(torch, modules, device, precision)
+    unused = {b.name for graph in bundle.variants.get(precision, ()) if graph.hoisted_from for b in graph.outputs}
+    return PytorchBackend(torch, specs, device, precision, unused)
+
+
+def _precision(options: BackendOptions, device: str) -> Precision:
+    """What was asked, else fp16 on a GPU and fp32 on the CPU. Raises BackendUnavailable for what no module has."""
+    if options.precision is None:
+        return "fp16" if device.startswith("cuda") else "fp32"
+    if options.precision != variant_of(options.precision):
+        raise BackendUnavailable(
+            "backend pytorch", actual=f"precision {options.precision}", allowed="fp32, fp16",
+            remedy="Ask for fp16, or build plans of that precision for TensorRT.",
+        )  # fmt: skip
+    return variant_of(options.precision)
 
 
 def _device(torch: Any, options: BackendOptions) -> str:

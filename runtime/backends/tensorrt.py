@@ -1,4 +1,4 @@
-"""TensorRT: plans on an NVIDIA GPU, plain launches on one stream. TensorRT-RTX is the same with another dialect.
+"""TensorRT: plans on an NVIDIA GPU, on one stream, the loop captured. TensorRT-RTX is the same with another dialect.
 
 Knows no graph by name; what a plan is and how TensorRT is spoken to is engine/'s.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from engine.binding import Binding, Dims, Graph, Precision
+from engine.arena import Arena
+from engine.binding import Binding, Dims, Graph, PlanPrecision, variant_of
 from engine.bundle import Bundle
+from engine.capture import Captures
 from engine.catalog import Catalog, PlanSet, find_plans
 from engine.context import Engines
-from engine.cuda import Cuda
-from engine.device import Device, DeviceTensor, run_all
+from engine.cuda import Cuda, run_all
+from engine.device import Device, DeviceTensor, Stamp
 from engine.dialect import Dialect, load_dialect
 from engine.errors import BackendUnavailable, ExecutionFailed, PlanError, ShapeOutsideProfile, ZturboError
 from engine.machine import Machine, machine_of
@@ -28,60 +30,84 @@ from runtime.backends.base import BackendOptions, Buffer, Launch
 
 
 class TensorRTBackend:
-    """The engines of a bundle on one GPU. A profile's are loaded by `load_nearest` or when a shape needs them."""
+    """The engines of a bundle on one GPU. A set's are loaded by `load_nearest` or when a shape needs them; all share
+    one scratch. captures: of what it captured, and why not.
+    """
 
-    def __init__(self, folder: Path, dialect: Dialect, gpu: Device, machine: Machine, catalog: Catalog) -> None:
+    def __init__(
+        self, folder: Path, dialect: Dialect, gpu: Device, machine: Machine, catalog: Catalog, *, capture: bool = True
+    ) -> None:
         self.name, self.device, self.precision = dialect.flavour.name, machine.gpu, catalog.precision
         self._folder, self._dialect, self._gpu, self._catalog = folder, dialect, gpu, catalog
         self._engines: dict[str, Engines] = {}
+        self._arena = Arena(gpu, catalog.scratch_bytes)
+        self.captures = Captures(gpu, self._arena, asked=capture)
+        self._closed = False
 
     def allocate(self, binding: Binding, dims: Dims) -> DeviceTensor:
         """Device memory with no particular contents, freed with the tensor."""
         return self._gpu.tensor(binding.resolve(dims), binding.dtype)
 
     def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:
-        """A launch with an execution context of its own. Raises ShapeOutsideProfile, PlanError or ExecutionFailed."""
-        plans = self._catalog.covering(dims)
-        if plans is None:
+        """A launch with execution contexts of its own. Raises ShapeOutsideProfile, PlanError or ExecutionFailed."""
+        found = self._catalog.covering(dims)
+        if found is None:
             raise self._outside(dims)
+        plans, profile = found
         names = {binding.name for binding in graph.bindings}
         tensors = {name: cast("DeviceTensor", buffer) for name, buffer in buffers.items() if name in names}
-        return self._loaded(plans).bind(graph.name, tensors)
+        return self._loaded(plans).bind(graph.name, tensors, profile)
+
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        """One launch of several: plain once, then captured and replayed; plain for good where that fails."""
+        return self.captures.of(launches)
 
     def load_nearest(self, height: int, width: int) -> None:
         """Load the engines for a size in pixels, or those nearest to it. Raises PlanError or ExecutionFailed."""
         self._loaded(self._catalog.nearest(height, width))
 
-    def max_rows(self, height: int, width: int) -> int:
-        """Those of the widest profile that covers the size; where none does, `bind` says which there are."""
-        return self._catalog.max_rows(height, width)
+    def row_counts(self, height: int, width: int) -> list[int]:
+        """Those of the profiles that cover the size; where none does, `bind` says which there are."""
+        return self._catalog.row_counts(height, width)
 
     def mark(self) -> Callable[[], None]:
         """A CUDA event behind all that was launched."""
         return self._gpu.mark()
 
+    def stamp(self) -> Stamp:
+        """The moment at which the GPU is done with all that was launched."""
+        return self._gpu.stamp()
+
+    def elapsed_ms(self, begin: Stamp, end: Stamp) -> float:
+        """Milliseconds between two stamps, once the GPU got to the second."""
+        return self._gpu.elapsed_ms(begin, end)
+
     def close(self) -> None:
-        """Wait for what was launched, then free engines, memory, events and the stream; a second call does nothing.
+        """Wait for what was launched, then free captures, engines, memory, events and the stream; a second call does
+        nothing.
 
         Raises the first ExecutionFailed, once all is freed.
         """
+        if self._closed:
+            return
+        self._closed = True
         engines = list(self._engines.values())
         self._engines.clear()
-        run_all([*(one.close for one in engines), self._gpu.close])
+        run_all([self.captures.close, *(one.close for one in engines), self._arena.close, self._gpu.close])
 
     def _loaded(self, plans: PlanSet) -> Engines:
-        profile = plans.profile.text
-        if profile not in self._engines:
-            self._engines[profile] = Engines(self._dialect, self._gpu, plans.read())
-        return self._engines[profile]
+        if plans.name not in self._engines:
+            self._engines[plans.name] = Engines(self._dialect, self._gpu, plans.read(), self._arena)
+        return self._engines[plans.name]
 
     def _outside(self, dims: Dims) -> ShapeOutsideProfile:
         asked = ", ".join(f"{name} {dims[name]}" for name in ("rows", "samples", "width", "height"))
         profile = f"{size_text(dims['width'], dims['height'])}@{dims['rows']}"
+        texts = dict.fromkeys(one.text for one, _, _ in self._catalog.profiles)
+        target = str(self._catalog.sets[0].target)
         return ShapeOutsideProfile(
-            f"backend {self.name}", actual=asked,
-            allowed="the profiles " + ", ".join(plans.profile.text for plans in self._catalog.sets),
-            remedy=build_remedy(self._folder, str(self._catalog.sets[0].target), profile),
+            f"backend {self.name}", actual=asked, allowed="the profiles " + ", ".join(texts),
+            remedy=build_remedy(self._folder, target, profile, self.precision),
         )  # fmt: skip
 
 
@@ -100,11 +126,11 @@ def open_flavour(flavour: str, folder: Path, bundle: Bundle, options: BackendOpt
     cuda = Cuda(index, extra=dialect.flavour.extra)
     machine = machine_of(cuda)
     _check_capability(dialect, machine)
-    catalog = find_plans(folder, bundle, _precision(bundle, options), dialect, machine)
+    catalog = _catalog(folder, bundle, options, dialect, machine)
     if not catalog.sets:
         raise _no_plans(dialect, folder, bundle, catalog, machine)
     try:
-        backend = TensorRTBackend(folder, dialect, Device(cuda), machine, catalog)
+        backend = TensorRTBackend(folder, dialect, Device(cuda), machine, catalog, capture=options.capture)
         _prove(backend, bundle)
     except (ExecutionFailed, PlanError) as error:
         raise _because(error, f"backend {flavour}, bundle '{bundle.name}'") from error
@@ -137,11 +163,13 @@ def _device_index(flavour: str, device: str | None) -> int:
     return int(match[1] or 0)
 
 
-def _precision(bundle: Bundle, options: BackendOptions) -> Precision:
-    """What was asked, else fp16, else what the bundle has."""
-    if options.precision is not None:
-        return options.precision
-    return "fp16" if "fp16" in bundle.variants else next(iter(bundle.variants))
+def _catalog(folder: Path, bundle: Bundle, options: BackendOptions, dialect: Dialect, machine: Machine) -> Catalog:
+    """The plans of the precision that was asked for; else of the first of fp16, bf16, fp32 that there are plans of."""
+    order: tuple[PlanPrecision, ...] = ("fp16", "bf16", "fp32")
+    possible = [one for one in order if variant_of(one) in bundle.variants]
+    asked = possible if options.precision is None else [options.precision]
+    catalogs = [find_plans(folder, bundle, precision, dialect, machine) for precision in asked]
+    return next((catalog for catalog in catalogs if catalog.sets), catalogs[0])
 
 
 def _check_capability(dialect: Dialect, machine: Machine) -> None:
@@ -164,7 +192,7 @@ def _no_plans(dialect: Dialect, folder: Path, bundle: Bundle, catalog: Catalog, 
     here = Target(flavour=flavour.name, version=dialect.version, capabilities=(machine.compute_capability,))
     return BackendUnavailable(
         subject, actual=f"plans for {', '.join(catalog.others)} only" if catalog.others else "no plans",
-        allowed=f"plans for {here.folder}", remedy=build_remedy(folder, flavour.name, profile),
+        allowed=f"plans for {here.folder}", remedy=build_remedy(folder, flavour.name, profile, catalog.precision),
     )  # fmt: skip
 
 

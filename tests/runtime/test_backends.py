@@ -82,10 +82,11 @@ def test_auto_passes_over_nothing_but_unavailable(backends, bundle_folder, error
 
 
 def test_options_reach_the_backend(backends, bundle_folder):
-    with Pipeline.load(bundle_folder, "onnxruntime", precision="fp16", device="cuda:1", threads=3) as pipeline:
+    asked = {"precision": "fp16", "device": "cuda:1", "threads": 3, "capture": False}
+    with Pipeline.load(bundle_folder, "onnxruntime", **asked) as pipeline:
         result = pipeline.generate(Request(prompt="a cat", num_inference_steps=1))
     options = backends.asked[0][1]
-    assert (options.precision, options.device, options.threads) == ("fp16", "cuda:1", 3)
+    assert {name: getattr(options, name) for name in asked} == asked
     assert result.metadata["precision"] == "fp16"
 
 
@@ -107,6 +108,14 @@ def test_unknown_precisions(backends, bundle_folder, precision):
     assert not backends.asked
 
 
+def test_bf16_is_of_the_fp16_variant(backends, bundle_folder, own_bundle):
+    with Pipeline.load(bundle_folder, precision="bf16") as pipeline:
+        assert pipeline.generate(Request(prompt="a cat", num_inference_steps=1)).metadata["precision"] == "bf16"
+    edit(own_bundle, lambda body: body["variants"].pop("fp16"))
+    with pytest.raises(OptionInvalid, match="got fp16; allowed: fp32"):
+        Pipeline.load(own_bundle, precision="bf16")
+
+
 def test_a_precision_that_was_not_exported(backends, own_bundle):
     edit(own_bundle, lambda body: body["variants"].pop("fp16"))
     with pytest.raises(
@@ -120,6 +129,14 @@ def test_threads_that_mean_nothing(backends, bundle_folder, threads):
     with pytest.raises(OptionInvalid) as caught:
         Pipeline.load(bundle_folder, threads=threads)
     assert (caught.value.subject, caught.value.allowed) == ("threads", "1 to 1024")
+    assert not backends.asked
+
+
+@pytest.mark.parametrize("cache_mib", [-1, (1 << 20) + 1, None, True, 1.0, "4", np.int64(4)])
+def test_caches_that_mean_nothing(backends, bundle_folder, cache_mib):
+    with pytest.raises(OptionInvalid) as caught:
+        Pipeline.load(bundle_folder, cache_mib=cache_mib)
+    assert (caught.value.subject, caught.value.allowed) == ("cache_mib", "0 to 1048576")
     assert not backends.asked
 
 
@@ -144,6 +161,10 @@ class TestOnnxRuntime:
             Pipeline.load(bundle_folder, "onnxruntime", device=device)
         assert (caught.value.subject, caught.value.actual) == ("device", repr(device))
         assert "cpu" in caught.value.allowed
+
+    def test_it_has_no_bf16(self, bundle_folder):
+        with pytest.raises(BackendUnavailable, match="precision bf16; allowed: fp32, fp16"):
+            Pipeline.load(bundle_folder, "onnxruntime", precision="bf16")
 
     def test_a_graph_that_is_no_graph(self, bundle_folder):
         with pytest.raises(BackendUnavailable, match=r"conditioning\.onnx was refused"):

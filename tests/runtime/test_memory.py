@@ -89,3 +89,16 @@ def test_cleared_wirings_are_made_anew():
     first = wirings.get({"rows": 1})
     wirings.clear()
     assert wirings.get({"rows": 1}) is not first
+
+
+def test_conditioning_is_launched_apart_from_the_rest_of_once(backend):
+    wiring = Wiring(backend, GRAPHS, DIMS, GRAPHS[:1], ["encoder_hidden_states"])
+    for phase in ("conditioning", "once", "loop", "final"):
+        wiring.launch(phase)
+        backend.events.append("/")
+    assert backend.events == ["conditioning", "/", "start", "/", "denoiser", "solver", "/", "decoder", "/"]
+
+
+def test_only_the_loop_is_captured_once_for_each_turn(backend):
+    Wiring(backend, GRAPHS, DIMS)
+    assert backend.captures.captured == 2

@@ -110,6 +110,7 @@ def test_results_tell_what_was_asked_and_what_ran_it(pipeline):
         "guidance_scale": 2.5, "scheduler": "euler", "seed": 4, "num_images": 1, "latents": None, "noise": None,
         "dropped_tokens": {"prompt": 5, "negative_prompt": 0}, "bundle": "fake",
         "bundle_sha256": pipeline.bundle.sha256, "backend": "fake", "device": "numpy", "precision": "fp32",
+        "captured": True, "conditioning_cached": False,
     }  # fmt: skip
     assert list(result.seconds) == list(STAGES)
     assert all(value > 0 for value in result.seconds.values())
@@ -132,6 +133,11 @@ def test_steps_come_in_order_and_graphs_do_too(pipeline):
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     graphs = [event for event in pipeline.backend.events if event.isalpha()]
     assert graphs == ["conditioning", "start", *["denoiser", "solver"] * 4, "decoder"]
+
+
+def test_each_turn_of_the_loop_is_captured_and_nothing_else(pipeline):
+    pipeline.generate(Request(prompt="a cat", num_inference_steps=4))
+    assert pipeline.backend.captures.captured == 2
 
 
 def test_the_host_is_at_most_two_steps_ahead(pipeline):

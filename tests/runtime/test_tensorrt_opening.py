@@ -8,8 +8,10 @@ import pytest
 
 from engine.errors import BackendUnavailable, PlanDamaged
 from engine.plan import info_path
+from engine.verdict import NOT_YET
 from tests import fake_tensorrt
 from tests.fake_bench import Bench
+from tests.fake_plans import Shelf
 from tests.toy_bundle import write_bundle
 
 
@@ -81,7 +83,7 @@ def test_without_plans_the_command_is_named(bench, tmp_path):
     (made.folder / "engines").rename(tmp_path / "aside")
     with pytest.raises(
         BackendUnavailable,
-        match=r'no plans; allowed: plans for tensorrt-10.13.0.35-sm90.*--target tensorrt --profiles "128@2"',
+        match=r"no plans; allowed: plans for tensorrt-10.13.0.35-sm90.*--target tensorrt --profiles 128@2",
     ):
         made.open()
 
@@ -110,7 +112,30 @@ def test_what_is_left_out_and_what_differs_is_said_once(bench):
     ) as caught:
         backend = made.open()
     assert len(caught) == 1
-    assert backend.max_rows(64, 64) == 2
+    assert backend.row_counts(64, 64) == [2]
+
+
+def test_plans_that_were_never_compared_are_told_in_one_line(monkeypatch, tmp_path):
+    shelf = Shelf(monkeypatch, write_bundle(tmp_path / "toy"))
+    for profile in ("128@2", "64@2"):
+        shelf.put(profile, verdict=NOT_YET)
+    with pytest.warns(
+        RuntimeWarning, match="backend tensorrt: the parity gate has not compared all plans of 128@2, 64@2$"
+    ) as caught:
+        shelf.open()
+    assert len(caught) == 1
+
+
+def test_a_precision_is_that_of_the_plans_and_fp16_where_there_are_several(monkeypatch, tmp_path):
+    shelf = Shelf(monkeypatch, write_bundle(tmp_path / "toy"))
+    with pytest.raises(BackendUnavailable, match=r"got no plans; .*--profiles 128@2 --precision bf16`"):
+        shelf.open(precision="bf16")
+    shelf.put("128@2", precision="bf16")
+    assert [shelf.open().precision, shelf.open(precision="bf16").precision] == ["bf16"] * 2
+    with pytest.raises(BackendUnavailable, match=r"plans for tensorrt-10\.13\.0\.35-sm90 in bf16 only"):
+        shelf.open(precision="fp16")
+    shelf.put("128@2")
+    assert shelf.open().precision == "fp16"
 
 
 @pytest.mark.filterwarnings("error")
@@ -119,7 +144,7 @@ def test_plans_for_another_gpu_lie_beside_those_for_this_one_and_are_not_told(be
     made.cuda.capability = (8, 9)
     made.build("64@1-8")
     backend = made.open()
-    assert backend.max_rows(64, 64) == 8
+    assert backend.row_counts(64, 64) == list(range(1, 9))
     made.cuda.capability = (9, 0)
     assert list(made.open()._engines) == ["128@2"]
 

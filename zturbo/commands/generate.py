@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.binding import Precision
+from engine.binding import PlanPrecision
 from zturbo.console import Advance, print_json, progress, say
 from zturbo.places import check_writable
 
@@ -30,9 +30,10 @@ def run(
     number: Annotated[int, typer.Option("-n", "--number", help="Images, 1 to 16.")] = 1,
     out: Annotated[Path, typer.Option(help="The folder for the PNG files.")] = Path("out"),
     backend: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or pytorch.")] = "auto",
-    precision: Annotated[Precision | None, typer.Option(help="Default: the backend's own.")] = None,
+    precision: Annotated[PlanPrecision | None, typer.Option(help="Default: the backend's own.")] = None,
     device: Annotated[str | None, typer.Option(help="The backend's word for it: cpu, cuda, cuda:1 …")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    capture: Annotated[bool, typer.Option(help="Capture the loop where the backend can; else plain launches.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: paths, seconds, metadata.")] = False,
 ) -> None:
     """Generate pictures for a prompt; each PNG carries the request that made it."""
@@ -45,7 +46,9 @@ def run(
     )  # fmt: skip
     check_writable(out)
     with (
-        Pipeline.load(bundle, backend, precision=precision, device=device, threads=threads) as pipeline,
+        Pipeline.load(
+            bundle, backend, precision=precision, device=device, threads=threads, capture=capture
+        ) as pipeline,
         progress() as advance,
     ):
         tell_backend(pipeline)
