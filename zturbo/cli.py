@@ -1,7 +1,8 @@
 """The `zturbo` command: its list of commands, and how their errors end.
 
 Exit codes: 0 done · 2 the caller or the files are wrong (any ZturboError) · 130 interrupted · 1, with a traceback,
-anything that we did not foresee.
+anything that we did not foresee, and without one what `build --verify` and `doctor --selftest` found not to be sound ·
+3 `doctor --selftest` found nothing wrong but could not test everything.
 """
 
 from __future__ import annotations

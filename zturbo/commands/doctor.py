@@ -1,24 +1,46 @@
-"""`zturbo doctor`: what this machine can run, which backend `auto` takes for a bundle, and why not the ones before."""
+"""`zturbo doctor`: what this machine can run, which backend `auto` takes for a bundle, and why not the ones before.
+
+`--selftest` proves the TensorRT that is installed, and prints a bug report. It exits with 0 where all passed, 1 where
+something failed, and 3 where nothing failed but not all could be tested, as without a GPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from engine.bundle import FILE, Bundle, load_bundle
-from engine.errors import BundleError, ZturboError
-from zturbo.console import print_json, print_table
+from engine.errors import BundleError, OptionInvalid, OutputError, ZturboError
+from engine.target import parse_target
+from zturbo.console import print_json, print_table, say
 from zturbo.host import Gpu, Host, this_host
 from zturbo.places import BUNDLES
+from zturbo.show_selftest import finding_line, print_report
 
 
 def run(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder; default: all in trt_models.")] = None,
+    selftest: Annotated[
+        bool,
+        typer.Option("--selftest", help="Build, judge, capture and cut a tiny bundle with TensorRT: a bug report."),
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="Of the self-test: tensorrt, tensorrt_rtx …; default: all that are installed.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="A new folder for the self-test's files, which are kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell what this machine can run, and which backend `auto` takes."""
+    if selftest:
+        _check_alone(bundle)
+        raise typer.Exit(self_test(target, keep, as_json=as_json))
+    if target is not None or keep is not None:
+        _refuse("--target" if target is not None else "--keep", "without --selftest", "it with --selftest")
     host = this_host()
     if bundle is not None:
         load_bundle(bundle)  # a bundle that was named must be usable; those found are only reported on
@@ -31,6 +53,34 @@ def run(
         print_diagnosis(folder, diagnosis)
     if not bundles:
         typer.echo(f"no bundle in {BUNDLES}/: `zturbo export models/emoji` makes one")
+
+
+def self_test(target: str | None, keep: Path | None, *, as_json: bool) -> int:
+    """Test one target, or all that are installed; the exit code. Raises OptionInvalid or OutputError."""
+    from zturbo.selftest import VERDICTS, Report, installed_targets, take
+
+    if target is not None:
+        parse_target(target)
+    host, reports = this_host(), list[Report]()
+    if not as_json:
+        print_host(host)
+    with _workplace(keep) as place:
+        for one in [target] if target is not None else installed_targets() or ["tensorrt"]:
+            from zturbo.selftest_steps import Steps
+
+            folder = place / parse_target(one).flavour
+            folder.mkdir()
+            reports.append(Report(one))
+            say(f"self-test of {one}")
+            take(Steps(one, folder, reports[-1]).all(), reports[-1], tell=lambda found: say(finding_line(found)))
+            if not as_json:
+                print_report(reports[-1])
+    code = next((code for code in (1, 3) if code in {report.exit_code for report in reports}), 0)
+    if as_json:
+        print_json({**host.facts(), "selftests": [one.json() for one in reports], "verdict": VERDICTS[code]})
+    else:
+        typer.echo(f"self-test: {VERDICTS[code]}")
+    return code
 
 
 def found_bundles() -> list[Path]:
@@ -97,3 +147,29 @@ def print_diagnosis(folder: str, diagnosis: dict[str, Any]) -> None:
         for name, reason in diagnosis["backends"].items()
     ]
     print_table(folder, ("backend", "", "why"), rows)
+
+
+@contextlib.contextmanager
+def _workplace(keep: Path | None) -> Iterator[Path]:
+    """A folder that is removed afterwards, or the one to keep. Raises OutputError."""
+    try:
+        if keep is not None:
+            keep.mkdir(parents=True)
+            yield keep
+            return
+        with tempfile.TemporaryDirectory(prefix="zturbo-selftest-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OutputError(
+            "doctor --selftest", actual=str(error), allowed="a new folder that can be written",
+            remedy="Name another with --keep, or free space where temporary files lie.",
+        ) from error  # fmt: skip
+
+
+def _check_alone(bundle: Path | None) -> None:
+    if bundle is not None:
+        _refuse(f"bundle '{bundle}'", "with --selftest", "a self-test alone: it makes a bundle of its own")
+
+
+def _refuse(subject: str, actual: str, allowed: str) -> NoReturn:
+    raise OptionInvalid(f"doctor, {subject}", actual=actual, allowed=allowed, remedy="See `zturbo doctor --help`.")

@@ -1,0 +1,274 @@
+"""The self-test's six small graphs, written with onnx alone: one of each thing that a TensorRT has got wrong somewhere.
+
+An embedding with int32 indices, LayerNormalization, GroupNorm as TorchScript writes it, attention over a prologue's K
+and V, an fp32 island sin(999·f), the solver's gathers, a carried pair, and pixels in uint8. Weights are seeded and the
+same in both precisions. Imports onnx; runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engine.binding import Array, Axis, Binding, DType, Graph, Lifetime, Precision, Stage
+
+COLUMNS = ("a", "d", "c", "j", "s", "t")
+ROWS, TOKENS, VOCABULARY, WIDTH, HEADS, GROUPS = 16, 16, 258, 64, 2, 8
+CHANNELS, FACTOR = 4, 8
+LATENT: tuple[Axis, ...] = (CHANNELS, "height/8", "width/8")
+WIRES: dict[str, tuple[DType | Literal["half"], tuple[Axis, ...], Lifetime]] = {
+    "input_ids": ("int32", ("rows", "tokens"), "per_row"),
+    "encoder_hidden_states": ("half", ("rows", "tokens", WIDTH), "per_row"),
+    "prologue_00": ("half", ("rows", "tokens", WIDTH), "per_row"),
+    "prologue_01": ("half", ("rows", "tokens", WIDTH), "per_row"),
+    "table": ("float32", ("samples", ROWS, len(COLUMNS)), "per_sample"),
+    "noise": ("float32", ("samples", "draws", *LATENT), "per_sample"),
+    "guidance_scale": ("float32", ("samples",), "per_sample"),
+    "cond_row": ("int32", ("samples",), "per_sample"),
+    "uncond_row": ("int32", ("samples",), "per_sample"),
+    "sample_of_row": ("int32", ("rows",), "per_sample"),
+    "latents": ("float32", ("samples", *LATENT), "carried"),
+    "next_latents": ("float32", ("samples", *LATENT), "carried"),
+    "row": ("int32", ("samples",), "carried"),
+    "next_row": ("int32", ("samples",), "carried"),
+    "sample": ("half", ("rows", *LATENT), "transient"),
+    "timestep": ("float32", ("rows",), "transient"),
+    "noise_pred": ("half", ("rows", *LATENT), "transient"),
+    "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+}
+"""dtype, shape and lifetime; `half` is the variant's own."""
+SIGNATURES: dict[str, tuple[Stage, str, str]] = {
+    "conditioning": ("once", "input_ids", "encoder_hidden_states"),
+    "prologue": ("once", "encoder_hidden_states", "prologue_00 prologue_01"),
+    "start": ("once", "table noise sample_of_row", "latents row sample timestep"),
+    "denoiser": ("loop", "sample timestep prologue_00 prologue_01", "noise_pred"),
+    "solver": (
+        "loop", "noise_pred latents row table noise guidance_scale cond_row uncond_row sample_of_row",
+        "next_latents next_row sample timestep",
+    ),
+    "decoder": ("final", "latents", "images"),
+}  # fmt: skip
+
+
+def graph_entry(name: str, precision: Precision) -> Graph:
+    """What bundle.json says of a graph."""
+    stage, inputs, outputs = SIGNATURES[name]
+    return Graph(
+        name=name, stage=stage, file=f"graphs/{precision}/{name}.onnx",
+        precision="fp32" if name in ("start", "solver") else precision,
+        inputs=tuple(_binding(wire, precision) for wire in inputs.split()),
+        outputs=tuple(_binding(wire, precision) for wire in outputs.split()),
+        carried={wire.removeprefix("next_"): wire for wire in outputs.split() if wire.startswith("next_")},
+        hoisted_from="denoiser" if name == "prologue" else "",
+    )  # fmt: skip
+
+
+def graph_model(name: str, precision: Precision) -> onnx.ModelProto:
+    """The graph itself."""
+    nodes = Nodes(name, precision)
+    _BODIES[name](nodes)
+    entry = graph_entry(name, precision)
+    inputs, outputs = ([_value(binding) for binding in bindings] for bindings in (entry.inputs, entry.outputs))
+    graph = helper.make_graph(nodes.nodes, name, inputs, outputs, nodes.weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+class Nodes:
+    """Nodes in order, each named `/<graph>/<module>/<type>`, and their weights."""
+
+    def __init__(self, graph: str, precision: Precision) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.half = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+        self._graph, self._numpy = graph, np.float16 if precision == "fp16" else np.float32
+        self._rng = np.random.default_rng(sum(graph.encode()))
+
+    def add(self, module: str, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        """One node; the name of what it makes."""
+        name = f"/{self._graph}/{module}/{kind}_{len(self.nodes)}"
+        made = out or f"{name}_output"
+        self.nodes.append(helper.make_node(kind, list(inputs), [made], name=name, **attributes))
+        return made
+
+    def constant(self, values: object, dtype: type = np.float32) -> str:
+        """A constant of this type; its name."""
+        return self._keep(np.asarray(values, dtype))
+
+    def half_constant(self, values: object) -> str:
+        """A constant of the variant's own type."""
+        return self._keep(np.asarray(values, self._numpy))
+
+    def weight(self, *shape: int) -> str:
+        """Normal values that keep a product's size, rounded to fp16 whatever the variant."""
+        fan_in = shape[0] if len(shape) == 2 else int(np.prod(shape[1:]))
+        values = self._rng.standard_normal(shape) / np.sqrt(fan_in)
+        return self._keep(values.astype(np.float16).astype(self._numpy))
+
+    def conv(self, module: str, x: str, channels: tuple[int, int], out: str = "") -> str:
+        """3×3 from so many channels to so many."""
+        before, after = channels
+        return self.add(module, "Conv", x, self.weight(after, before, 3, 3), pads=[1, 1, 1, 1], out=out)
+
+    def silu(self, module: str, x: str) -> str:
+        """x·sigmoid(x)."""
+        return self.add(module, "Mul", x, self.add(module, "Sigmoid", x))
+
+    def layer_norm(self, module: str, x: str) -> str:
+        """Over the last axis."""
+        return self.add(module, "LayerNormalization", x, self.half_constant(np.ones(WIDTH)), axis=-1, epsilon=1e-5)
+
+    def group_norm(self, module: str, x: str) -> str:
+        """As TorchScript writes it: InstanceNormalization over groups, then weight and bias."""
+        grouped = self.add(module, "Reshape", x, self.constant([0, GROUPS, -1], np.int64))
+        ones, zeros = self.half_constant(np.ones(GROUPS)), self.half_constant(np.zeros(GROUPS))
+        normed = self.add(module, "InstanceNormalization", grouped, ones, zeros, epsilon=1e-5)
+        whole = self.add(module, "Reshape", normed, self.add(module, "Shape", x))
+        weight, bias = self.half_constant(np.linspace(0.5, 1.5, WIDTH)), self.half_constant(np.linspace(-1, 1, WIDTH))
+        shape = self.constant([WIDTH, 1, 1], np.int64)
+        scaled = self.add(module, "Mul", whole, self.add(module, "Reshape", weight, shape))
+        return self.add(module, "Add", scaled, self.add(module, "Reshape", bias, shape))
+
+    def _keep(self, array: Array) -> str:
+        name = f"{self._graph}.{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def _conditioning(n: Nodes) -> None:
+    embedded = n.add("embedding", "Gather", n.weight(VOCABULARY, WIDTH), "input_ids", axis=0)
+    n.add("projection", "MatMul", n.layer_norm("norm", embedded), n.weight(WIDTH, WIDTH), out="encoder_hidden_states")
+
+
+def _prologue(n: Nodes) -> None:
+    n.add("to_k", "MatMul", "encoder_hidden_states", n.weight(WIDTH, WIDTH), out="prologue_00")
+    n.add("to_v", "MatMul", "encoder_hidden_states", n.weight(WIDTH, WIDTH), out="prologue_01")
+
+
+def _denoiser(n: Nodes) -> None:
+    x = n.add("time", "Add", n.conv("conv_in", "sample", (CHANNELS, WIDTH)), _time(n))
+    x = n.conv("resnet", n.silu("resnet", n.group_norm("resnet", x)), (WIDTH, WIDTH))
+    x = _attention(n, x)
+    n.conv("conv_out", n.silu("norm_out", n.group_norm("norm_out", x)), (WIDTH, CHANNELS), out="noise_pred")
+
+
+def _time(n: Nodes) -> str:
+    """The timestep's sines: fp32 until the cast, for sin(999) in fp16 is another number."""
+    column = n.add("time", "Reshape", "timestep", n.constant([-1, 1], np.int64))
+    angle = n.add("time", "Mul", column, n.constant(np.geomspace(1, 1e-3, WIDTH // 2)[None]))
+    waves = n.add("time", "Concat", n.add("time", "Sin", angle), n.add("time", "Cos", angle), axis=1)
+    features = n.add("time", "MatMul", n.add("time", "Cast", waves, to=n.half), n.weight(WIDTH, WIDTH))
+    return n.add("time", "Reshape", features, n.constant([-1, WIDTH, 1, 1], np.int64))
+
+
+def _attention(n: Nodes, x: str) -> str:
+    """Of the pixels over the tokens, with the residual."""
+    heads = n.constant([0, -1, HEADS, WIDTH // HEADS], np.int64)
+
+    def split(rows: str, perm: Sequence[int]) -> str:
+        return n.add("attention", "Transpose", n.add("attention", "Reshape", rows, heads), perm=list(perm))
+
+    flat = n.add("attention", "Reshape", x, n.constant([0, WIDTH, -1], np.int64))
+    pixels = n.add("attention", "Transpose", flat, perm=[0, 2, 1])
+    query = n.add("attention", "MatMul", n.layer_norm("attention", pixels), n.weight(WIDTH, WIDTH))
+    scaled = n.add("attention", "Mul", split(query, (0, 2, 1, 3)), n.half_constant((HEADS / WIDTH) ** 0.5))
+    scores = n.add("attention", "MatMul", scaled, split("prologue_00", (0, 2, 3, 1)))
+    found = n.add(
+        "attention", "MatMul", n.add("attention", "Softmax", scores, axis=-1), split("prologue_01", (0, 2, 1, 3))
+    )
+    merged = n.add("attention", "Transpose", found, perm=[0, 2, 1, 3])
+    joined = n.add("attention", "Reshape", merged, n.constant([0, -1, WIDTH], np.int64))
+    out = n.add("attention", "Add", pixels, n.add("attention", "MatMul", joined, n.weight(WIDTH, WIDTH)))
+    back = n.add("attention", "Transpose", out, perm=[0, 2, 1])
+    return n.add("attention", "Reshape", back, n.add("attention", "Shape", x))
+
+
+def _start(n: Nodes) -> None:
+    """Table row 0: latents = c·noise[j], and the first model input."""
+    values = n.add("row", "Gather", "table", n.constant(0, np.int32), axis=1)
+    n.add("row", "Mul", _column(n, values, "c"), _draw(n, values), out="latents")
+    nothing = n.add("row", "Mul", _flat_column(n, values, "a"), n.constant(0))
+    n.add("row", "Add", n.add("row", "Cast", nothing, to=TensorProto.INT32), n.constant(1, np.int32), out="row")
+    _model_input(n, values, "latents")
+
+
+def _solver(n: Nodes) -> None:
+    """One step, x' = a·x + d·(u + g·(c − u)) + c·noise[j] with each sample's own table row."""
+    cond, uncond = (
+        n.add("guidance", "Cast", n.add("guidance", "Gather", "noise_pred", rows, axis=0), to=TensorProto.FLOAT)
+        for rows in ("cond_row", "uncond_row")
+    )
+    scale = n.add("guidance", "Reshape", "guidance_scale", n.constant([-1, 1, 1, 1], np.int64))
+    more = n.add("guidance", "Mul", scale, n.add("guidance", "Sub", cond, uncond))
+    e = n.add("guidance", "Add", uncond, more)
+    index = n.add("row", "Reshape", "row", n.constant([-1, 1, 1], np.int64))
+    wide = n.add("row", "Add", index, n.constant(np.zeros((1, 1, len(COLUMNS))), np.int32))
+    gathered = n.add("row", "GatherElements", "table", wide, axis=1)
+    values = n.add("row", "Reshape", gathered, n.constant([-1, len(COLUMNS)], np.int64))
+    kept = n.add("update", "Mul", _column(n, values, "a"), "latents")
+    moved = n.add("update", "Add", kept, n.add("update", "Mul", _column(n, values, "d"), e))
+    fresh = n.add("update", "Mul", _column(n, values, "c"), _draw(n, values))
+    n.add("update", "Add", moved, fresh, out="next_latents")
+    after = n.add("row", "Add", "row", n.constant(1, np.int32))
+    n.add("row", "Min", after, n.constant(ROWS - 1, np.int32), out="next_row")
+    _model_input(n, values, "next_latents")
+
+
+def _flat_column(n: Nodes, values: str, column: str) -> str:
+    """(samples,) of (samples, columns)."""
+    return n.add("row", "Gather", values, n.constant(COLUMNS.index(column), np.int32), axis=1)
+
+
+def _column(n: Nodes, values: str, column: str) -> str:
+    return n.add("row", "Reshape", _flat_column(n, values, column), n.constant([-1, 1, 1, 1], np.int64))
+
+
+def _draw(n: Nodes, values: str) -> str:
+    """The draw of noise that each sample's row names."""
+    index = n.add("draw", "Cast", _flat_column(n, values, "j"), to=TensorProto.INT32)
+    index = n.add("draw", "Reshape", index, n.constant([-1, 1, 1, 1, 1], np.int64))
+    ends = n.constant([2], np.int64), n.constant([5], np.int64)
+    size = n.add("draw", "Slice", n.add("draw", "Shape", "noise"), *ends)
+    wide = n.add("draw", "Expand", index, n.add("draw", "Concat", n.constant([1, 1], np.int64), size, axis=0))
+    one = n.add("draw", "GatherElements", "noise", wide, axis=1)
+    return n.add("draw", "Squeeze", one, n.constant([1], np.int64))
+
+
+def _model_input(n: Nodes, values: str, x: str) -> None:
+    scaled = n.add("input", "Mul", _column(n, values, "s"), x)
+    rows = n.add("input", "Gather", scaled, "sample_of_row", axis=0)
+    n.add("input", "Cast", rows, to=n.half, out="sample")
+    n.add("input", "Gather", _flat_column(n, values, "t"), "sample_of_row", axis=0, out="timestep")
+
+
+def _decoder(n: Nodes) -> None:
+    """One convolution, then what only a decoder has; norms are the denoiser's to prove, and each is slow to build."""
+    scaled = n.add("conv_out", "Mul", "latents", n.constant(1 / 32))
+    x = n.conv("conv_out", n.add("conv_out", "Cast", scaled, to=n.half), (CHANNELS, 3 * FACTOR**2))
+    x = n.add("pixels", "DepthToSpace", x, blocksize=FACTOR)
+    x = n.add("pixels", "Mul", n.add("pixels", "Cast", x, to=TensorProto.FLOAT), n.constant(64))
+    x = n.add("pixels", "Clip", n.add("pixels", "Add", x, n.constant(128)), n.constant(0), n.constant(255))
+    x = n.add("pixels", "Transpose", n.add("pixels", "Round", x), perm=[0, 2, 3, 1])
+    n.add("pixels", "Cast", x, to=TensorProto.UINT8, out="images")
+
+
+_BODIES: dict[str, Callable[[Nodes], None]] = {
+    "conditioning": _conditioning, "prologue": _prologue, "start": _start, "denoiser": _denoiser, "solver": _solver,
+    "decoder": _decoder,
+}  # fmt: skip
+
+
+def _binding(name: str, precision: Precision) -> Binding:
+    dtype, shape, lifetime = WIRES[name]
+    halves: dict[Precision, DType] = {"fp16": "float16", "fp32": "float32"}
+    return Binding(
+        name=name, dtype=halves[precision] if dtype == "half" else dtype, shape=shape, lifetime=lifetime
+    )  # fmt: skip
+
+
+def _value(binding: Binding) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(binding.dtype))
+    return helper.make_tensor_value_info(binding.name, kind, list(binding.shape))
