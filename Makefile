@@ -1,11 +1,14 @@
 # What a developer can do, on a machine with make. Windows: the README names the command behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-310 check format bundle engines judge bench-cpu clean
+.PHONY: help setup demo test test-all test-310 check format bundle engines crosscheck judge bench-cpu clean
 
 PYTHON ?= python3
 MODEL ?= emoji
 TARGET ?= tensorrt_rtx
-PROFILES ?= 128@2 256@2
+PROFILES ?= default
+PARTS ?= auto
+PRECISION ?= fp16
+SHARED ?=
 BIN := .venv/bin
 READY := .venv/.ready
 BUNDLE := trt_models/$(MODEL)/bundle.json
@@ -58,8 +61,12 @@ $(BUNDLE): $(shell find models/$(MODEL) export engine/binding.py engine/bundle.p
 		-name '*.json' -o -name '*.safetensors' -o -path 'export/*.py' -o -path 'engine/*.py') | $(READY)
 	$(BIN)/zturbo export models/$(MODEL)
 
-engines: setup $(BUNDLE) ## build plans  (MODEL=emoji TARGET=tensorrt_rtx PROFILES="128@2 256@2")
-	$(BIN)/zturbo build trt_models/$(MODEL) --target $(TARGET) --profiles "$(PROFILES)"
+engines: setup $(BUNDLE) ## build plans  (MODEL=emoji TARGET=tensorrt_rtx PROFILES="default 128@2" PARTS=auto PRECISION=fp16 SHARED=)
+	$(BIN)/zturbo build trt_models/$(MODEL) --target $(TARGET) --profiles "$(PROFILES)" --parts $(PARTS) \
+		--precision $(PRECISION) $(if $(SHARED),--shared)
+
+crosscheck: setup $(BUNDLE) ## graphs and plans compared once more, by Polygraphy and ONNX Runtime
+	$(BIN)/python -m benchmarks.crosscheck trt_models/$(MODEL)
 
 judge: setup $(BUNDLE) ## how often the model paints what it is asked for
 	$(BIN)/zturbo judge --model models/$(MODEL)

@@ -1,4 +1,4 @@
-"""Bundle → plans: which are missing or stale and why, and their builds, side by side, a process each.
+"""Bundle → plans: what is missing or stale is built, side by side, a process each; then the parity gate judges it.
 
 Does not know how a plan is compiled (engine/compile.py) nor imports what compiling needs.
 """
@@ -7,144 +7,126 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import filelock
-import msgspec
 
-from engine.binding import Precision
-from engine.bundle import Bundle, graph_files, load_bundle
-from engine.errors import BuildFailed, OptionInvalid, PlanError, PlanMissing
+from engine.binding import Graph, PlanPrecision
+from engine.bundle import load_bundle
+from engine.errors import BuildFailed, OptionInvalid
+from engine.estimate import rates, weights_bytes
+from engine.gating import Gate, rejection
 from engine.job import Job
-from engine.machine import usable_cores
-from engine.plan import (
-    PlanInfo,
-    build_remedy,
-    check_identity,
-    engines_folder,
-    identity_of,
-    plan_path,
-    read_info,
-    verified_plan,
-)
+from engine.machine import free_memory, usable_cores
+from engine.parts import count_parts
+from engine.plan import Options, PlanInfo, found_counts
+from engine.preflight import preflight, resources_of
 from engine.processes import run_jobs
 from engine.profiles import Profile, parse_profiles
-from engine.publish import publish_info, sweep, unwritable
+from engine.progress import BuildEvent, OnProgress, Progress
+from engine.publish import publish_info, remove, sweep, unwritable
 from engine.site import Site, site_of
 from engine.target import parse_target
+from engine.wanted import Asked, Wanted, look, plan_jobs, replaced_plans, wanted_plans
 
-Kind = Literal["kept", "renewed", "started", "built"]
+__all__ = ["BuildEvent", "OnProgress", "build_engines"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildEvent:
-    """Something that happened to one plan.
-
-    kind: `kept` (valid as it is), `renewed` (only the rest of the bundle changed: a new plan.json beside the plan as
-    it was), `started`, `built`. reason: why it is kept or built. seconds: of a finished build. done, total: plans.
-    """
-
-    kind: Kind
-    graph: str
-    profile: str
-    reason: str
-    seconds: float | None
-    done: int
-    total: int
-
-    def __str__(self) -> str:
-        """As a line: `built denoiser 256@2 in 31.4 s (no plan)`."""
-        took = "" if self.seconds is None else f" in {self.seconds:.1f} s"
-        return f"{self.kind} {self.graph} {self.profile}{took} ({self.reason})"
-
-
-OnProgress = Callable[[BuildEvent], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A plan that is asked for. found: the one that is there, if it may stay. reason: why it is kept or built."""
-
-    job: Job
-    found: PlanInfo | None
-    kind: Kind
-    reason: str
+MAX_LEVEL = 5
+DEFAULTS = Options()
 
 
 def build_engines(
-    folder: Path, target: str, profiles: Sequence[str], *, precision: Precision = "fp16", jobs: int | None = None,
-    on_progress: OnProgress | None = None,
+    folder: Path, target: str, profiles: Sequence[str], *, precision: PlanPrecision = "fp16",
+    options: Options = DEFAULTS, shared: bool = False, parts: int | None = None, jobs: int | None = None,
+    on_progress: OnProgress = lambda _: None,
 ) -> list[PlanInfo]:  # fmt: skip
     """Build a plan for every graph of a bundle and every profile, where a valid one is not there already.
 
-    target: `tensorrt`, `tensorrt_rtx` or `tensorrt_rtx:8.6,8.9`.
+    target: `tensorrt`, `tensorrt_rtx` or `tensorrt_rtx:8.6,8.9`. profiles: texts, or names of sets of them.
+    shared: one plan for each graph, with all the profiles in it. parts: of the denoiser; None: as memory and cores
+    make it good, or as a valid one is there. The GPU is the first of those that CUDA_VISIBLE_DEVICES leaves.
     jobs: builds side by side; None: one for each core that this process may use. For `tensorrt` too, though its kernels
-    are then timed on a GPU that other builds use: emoji's five plans took as long as the slowest, 231 s (8.6.0, H100,
+    are then timed on a GPU that other builds use: emoji's six plans took as long as the slowest, 231 s (8.6.0, H100,
     16 cores). `jobs=1` times each in peace.
+    on_progress: what it raises ends the build within a second or so; what is finished stays.
     Returns the info of every plan, kept ones too, profile by profile. A build that fails lets those that run finish.
     Raises BundleError, InvalidInput, BackendUnavailable, BuildFailed, ExtraMissing or OutputError.
     """
-    if jobs is not None and jobs < 1:
-        raise OptionInvalid("jobs", actual=str(jobs), allowed="1 or more", remedy="Leave it out for one a core.")
-    bundle, asked = load_bundle(folder), parse_target(target)
-    wanted_profiles = parse_profiles(list(profiles), bundle)
-    site = site_of(asked)
-    wanted = plan_jobs(folder, bundle, site, wanted_profiles, precision)
-    with _lock(engines_folder(folder) / site.target.folder):
-        looked = [_look(job, build_remedy(folder, target, job.identity.profile)) for job in wanted]
-        return _build(looked, usable_cores() if jobs is None else jobs, on_progress or (lambda _: None))
+    check_options(options, parts, jobs)
+    bundle, wanted_target = load_bundle(folder), parse_target(target)
+    read = parse_profiles(profiles, bundle)
+    site = site_of(wanted_target)
+    asked = Asked(
+        folder=folder, bundle=bundle, site=site, sets=profile_sets(read, shared), precision=precision,
+        options=_options(site, precision, options), parts=parts, cores=usable_cores() if jobs is None else jobs,
+        memory_bytes=free_memory(),
+    )  # fmt: skip
+    _ = [asked.plan(one, graph) for one in asked.sets for graph in asked.graphs]  # raises for what cannot be named
+    progress = Progress(on_progress)
+    if options != asked.options:
+        progress.remark(f"{site.dialect.flavour.title} builds the same at any level and workspace: they are left out")
+    with lock(asked.target_folder):
+        for part in (asked.target_folder, *asked.target_folder.glob("*/")):
+            sweep(part)  # before the disk is looked at
+        return _Build(asked, wanted_plans(asked, _parts), progress).run()
 
 
-def plan_jobs(folder: Path, bundle: Bundle, site: Site, profiles: list[Profile], precision: Precision) -> list[Job]:
-    """The jobs that make every plan of the profiles, needed or not. Raises OptionInvalid."""
-    target, graphs = site.target, bundle.graphs(precision)
-    assert target.version is not None
-    return [
-        Job(
-            folder=str(folder), graph=graph, machine=site.machine,
-            files={name: bundle.files[name] for name in graph_files(bundle, graph)},
-            identity=identity_of(
-                bundle, graph, precision, profile, target.flavour, target.version, site.capabilities
-            ),
-            plan=str(plan_path(folder, target.folder, profile, graph.name)),
-        )
-        for profile in profiles
-        for graph in graphs
-    ]  # fmt: skip
+def _parts(asked: Asked, graph: Graph, count: int | None) -> tuple[int, int | None]:
+    return count_parts(
+        asked.site.dialect, asked.precision, asked.folder, asked.bundle, graph, count, asked.cores, asked.memory_bytes
+    )  # fmt: skip
 
 
-def _look(job: Job, remedy: str) -> _Wanted:
-    """Whether the plan that is there may stay."""
-    path, expected = Path(job.plan), job.identity
-    try:
-        info = read_info(path, remedy)
-        renewed = msgspec.structs.replace(info.identity, bundle_sha256=expected.bundle_sha256)
-        check_identity(path, renewed, expected, remedy)
-        verified_plan(path, info, remedy)
-    except PlanMissing as error:
-        return _Wanted(job, None, "built", error.actual)
-    except PlanError as error:
-        return _Wanted(job, None, "built", _why(error, path))
-    if renewed == info.identity:
-        return _Wanted(job, info, "kept", "valid")
-    info = msgspec.structs.replace(info, identity=renewed)
-    return _Wanted(job, info, "renewed", "the bundle changed, this graph did not")
+def check_options(options: Options, parts: int | None, jobs: int | None) -> None:
+    """Raise OptionInvalid for a number out of range."""
+    for name, value, low, high in (
+        ("level", options.level, 0, MAX_LEVEL), ("workspace", options.workspace_mib, 1, None),
+        ("parts", parts, 1, None), ("jobs", jobs, 1, None),
+    ):  # fmt: skip
+        if value is not None and (value < low or (high is not None and value > high)):
+            allowed = f"{low} or more" if high is None else f"{low} to {high}"
+            raise OptionInvalid(name, actual=str(value), allowed=allowed, remedy="Leave it out for the default.")
 
 
-def _why(error: PlanError, path: Path) -> str:
-    what = error.subject.removeprefix(f"{path}, ")
-    return error.actual if what == error.subject else f"{what}: {error.actual}, now {error.allowed}"
+def profile_sets(profiles: Sequence[Profile], shared: bool) -> tuple[tuple[Profile, ...], ...]:
+    """The profiles of each folder of plans. Shared ones are put in one order, whatever order they were named in."""
+    if not shared:
+        return tuple((profile,) for profile in profiles)
+    return (tuple(sorted(profiles, key=lambda profile: (profile.size, profile.text))),)
+
+
+def _options(site: Site, precision: PlanPrecision, options: Options) -> Options:
+    """The options that change a plan here. Raises OptionInvalid for a precision that cannot be built."""
+    dialect = site.dialect
+    if precision not in dialect.precisions(site.capabilities):
+        raise _unbuildable(site, precision)
+    return options if dialect.options_matter else DEFAULTS
+
+
+def _unbuildable(site: Site, precision: PlanPrecision) -> OptionInvalid:
+    """That this TensorRT lacks a precision, or some of the compute capabilities that plans are for do."""
+    dialect, known = site.dialect, site.dialect.precisions(site.capabilities)
+    actual, remedy = str(precision), f"These are what {dialect.flavour.title} {dialect.version} computes in."
+    if precision in dialect.precisions():
+        able = [one for one in site.capabilities if precision in dialect.precisions((one,))]
+        lacking = ", ".join(one for one in site.capabilities if one not in able)
+        actual, remedy = f"{precision}, which compute capability {lacking} lacks", "Choose another precision."
+        if able:
+            remedy = f"Use `--target {dialect.flavour.name}:{','.join(able)}`, or another precision."
+    return OptionInvalid("precision", actual=actual, allowed=", ".join(known), remedy=remedy)
 
 
 @contextlib.contextmanager
-def _lock(target_folder: Path) -> Iterator[None]:
-    """Hold the lock of a target's folder, made where it is missing; the system frees it when its holder dies."""
-    lock = filelock.FileLock(target_folder / ".lock", blocking=False)
+def lock(target_folder: Path) -> Iterator[None]:
+    """Hold the lock of a target's folder, made where it is missing; the system frees it when its holder dies.
+
+    Raises BuildFailed or OutputError.
+    """
+    held = filelock.FileLock(target_folder / ".lock", blocking=False)
     try:
         target_folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held.acquire()
     except filelock.Timeout as error:
         raise BuildFailed(
             str(target_folder), actual="another build of this target runs", allowed="one at a time",
@@ -155,31 +137,91 @@ def _lock(target_folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
-def _build(wanted: list[_Wanted], jobs: int, tell: OnProgress) -> list[PlanInfo]:
-    infos: dict[str, PlanInfo] = {}
+class _Build:
+    """One build, from what was looked at to verdicts."""
 
-    def event(kind: Kind, item: _Wanted, seconds: float | None = None) -> None:
-        identity = item.job.identity
-        happened = BuildEvent(
-            kind=kind, graph=identity.graph, profile=identity.profile, reason=item.reason, seconds=seconds,
-            done=len(infos), total=len(wanted),
-        )  # fmt: skip
-        tell(happened)
+    def __init__(self, asked: Asked, wanted: list[Wanted], progress: Progress) -> None:
+        self._asked, self._wanted, self._progress = asked, wanted, progress
+        self._infos: dict[str, PlanInfo] = {}
 
-    for item in wanted:
-        if item.found is not None:
-            if item.kind == "renewed":
-                publish_info(Path(item.job.plan), item.found)
-            infos[item.job.plan] = item.found
-            event(item.kind, item)
-    missing = {item.job.plan: item for item in wanted if item.found is None}
-    for folder in {Path(plan).parent for plan in missing}:
-        sweep(folder)
-    pending = [item.job for item in missing.values()]
-    for job, info in run_jobs(pending, jobs, lambda job: event("started", missing[job.plan])):
-        infos[job.plan] = info
-        event("built", missing[job.plan], info.seconds)
-    return [infos[item.job.plan] for item in wanted]
+    def run(self) -> list[PlanInfo]:
+        """Build, judge, remove what is replaced; the infos of all plans."""
+        for item in self._wanted:
+            self._progress.add(item.job.plan, item.job.identity, item.reason, self._predicted(item))
+        missing = [item.job for item in self._wanted if item.found is None]
+        cleared = None
+        if missing:
+            free = resources_of(self._asked.site, self._asked.target_folder)
+            cleared = preflight(missing, self._asked.cores, self._asked.site, free)
+        self._keep()
+        if cleared is not None:
+            for remark in cleared.remarks:
+                self._progress.remark(remark)
+            self._build(missing, cleared.jobs)
+        gate = Gate(self._asked, self._infos, self._progress)
+        gate.judge([item.job for item in self._wanted])
+        self._remove_replaced({rejected.info.identity.graph for rejected in gate.rejected})
+        if gate.rejected:
+            raise rejection(gate.rejected)
+        if gate.broken:
+            raise gate.broken[0]
+        return [self._infos[item.job.plan] for item in self._wanted]
+
+    def _predicted(self, item: Wanted) -> float | None:
+        """Seconds that a build will take, as the plan before it did, or by the nodes."""
+        rate = rates(self._asked.site.dialect).seconds_per_node
+        by_nodes = None if rate is None or item.nodes is None else rate * item.nodes
+        return item.seconds if item.seconds is not None else by_nodes
+
+    def _keep(self) -> None:
+        for item in self._wanted:
+            if item.found is not None:
+                if item.kind == "renewed":
+                    publish_info(item.plan, item.found)
+                self._infos[item.job.plan] = item.found
+                self._progress.kept(item.job.plan, item.kind)
+
+    def _build(self, missing: list[Job], side_by_side: int) -> None:
+        """The heaviest first: the last to end decides how long all takes."""
+        self._progress.side_by_side = side_by_side
+        pending = sorted(missing, key=weights_bytes, reverse=True)
+        started: Callable[[Job], None] = lambda job: self._progress.started(job.plan)  # noqa: E731
+        for job, info in run_jobs(pending, side_by_side, started, self._progress.running):
+            self._infos[job.plan] = info
+            self._progress.built(job.plan, info.seconds)
+
+    def _remove_replaced(self, rejected: set[str]) -> None:
+        """Chains of other numbers of parts go once there is a whole one that was not rejected, with what is left of
+        older ones. One that passed stays while the gate, which can run here, has not compared the new one.
+        """
+        chains: dict[tuple[Path, str], list[Job]] = {}
+        for item in self._wanted:
+            chains.setdefault((item.plan.parent, item.job.graph.name), []).append(item.job)
+        for profiles in self._asked.sets:
+            for graph in self._asked.graphs:
+                chain = chains[self._asked.plan(profiles, graph).parent, graph.name]
+                if graph.name not in rejected:
+                    self._remove_others(profiles, graph, chain)
+
+    def _remove_others(self, profiles: tuple[Profile, ...], graph: Graph, chain: list[Job]) -> None:
+        count, folder = chain[0].identity.part[1], Path(chain[0].plan).parent
+        passed = all(self._infos[job.plan].verdict.status == "passed" for job in chain)
+        others = found_counts(folder, graph.name) if self._asked.site.runs_here and not passed else []
+        kept = {plan for other in others if other != count for plan in self._passed(profiles, graph, other)}
+        for plan in replaced_plans(self._asked, profiles, graph, count):
+            if plan not in kept:
+                remove(plan)
+
+    def _passed(self, profiles: tuple[Profile, ...], graph: Graph, count: int) -> list[Path]:
+        """The plans of a chain of so many parts that is valid, whatever it was built with, and passed; else none."""
+        asked = replace(self._asked, options=None)
+        found = [look(job, asked) for job in plan_jobs(asked, profiles, graph, count)]
+        if not all(item.found is not None and item.found.verdict.status == "passed" for item in found):
+            return []
+        for item in found:
+            if item.kind == "renewed" and item.found is not None:
+                publish_info(item.plan, item.found)
+        return [item.plan for item in found]

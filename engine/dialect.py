@@ -8,11 +8,13 @@ that vary between versions occur here and nowhere else, which is why the file is
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.binding import DType, Precision
+from engine.binding import DType, PlanPrecision
 from engine.errors import BackendUnavailable, ExecutionFailed
+from engine.plan import Options
 
 _DTYPES: dict[str, DType] = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "UINT8": "uint8"}
 _HELD = (
@@ -49,19 +51,27 @@ FLAVOURS: dict[str, Flavour] = {
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One way to ask for a precision: builder flags, and whether layers of the graph's fp32 tensors stay in fp32."""
+    """One way to ask for a precision: builder flags, and whether layers of the graph's fp32 tensors stay in fp32.
+
+    cleared: flags that are set by default, and are not where fp32 means fp32: TF32 keeps 10 bits of 23.
+    """
 
     name: str
     flags: tuple[str, ...] = ()
+    cleared: tuple[str, ...] = ()
     hold_fp32: bool = False
 
 
 @dataclass(slots=True)
 class Log:
-    """The lines that TensorRT wrote, by how bad they are."""
+    """The lines that TensorRT wrote, by how bad they are.
+
+    sink: what is given each message below a warning; None of these is kept, for a build writes megabytes of them.
+    """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    sink: Callable[[str], None] | None = None
 
 
 class Dialect:
@@ -92,17 +102,40 @@ class Dialect:
         numbers = sorted(int(name[2:]) for name in members if name.startswith("SM") and name[2:].isdecimal())
         return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
-    def modes(self, precision: Precision) -> tuple[Mode, ...]:
+    def precisions(self, capabilities: tuple[str, ...] = ()) -> tuple[PlanPrecision, ...]:
+        """What plans can be built in, for all of these compute capabilities where some are given.
+
+        bf16 needs layers that keep the graph's types, and a GPU of 8.0 or later.
+        """
+        old = any(tuple(map(int, capability.split("."))) < (8, 0) for capability in capabilities)
+        bf16 = self.strongly_typed and hasattr(self.trt.DataType, "BF16") and not old
+        return ("fp16", "bf16", "fp32") if bf16 else ("fp16", "fp32")
+
+    @property
+    def options_matter(self) -> bool:
+        """Whether level and workspace change a plan: not where kernels are chosen on the GPU that runs them.
+
+        RTX 1.7 wrote the same bytes at every level.
+        """
+        return not self.flavour.portable
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Whether a build times kernels and can keep what it timed."""
+        return not self.flavour.portable and hasattr(self.trt, "ITimingCache")
+
+    def modes(self, precision: PlanPrecision) -> tuple[Mode, ...]:
         """The ways to build a graph of this precision, best first; a later one is for where TensorRT refuses it.
 
         8.6 may run any layer in fp16 once its FP16 flag is set, which ruins sin(999·f) and the solver's sums, so the
         layers of an fp16 graph's fp32 islands are held. An fp32 graph is built without the flag. (8.6.0 on an H100
         built all of emoji in the first mode.)
         """
+        strict = ("TF32",) if precision == "fp32" and hasattr(self.trt.BuilderFlag, "TF32") else ()
         if self.strongly_typed:
-            return (Mode("strongly typed"),)
+            return (Mode("strongly typed", cleared=strict),)
         if precision == "fp32":
-            return (Mode("fp32"),)
+            return (Mode("fp32", cleared=strict),)
         held = Mode("fp16, fp32 islands held", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), hold_fp32=True)
         return held, Mode("fp16, fp32 islands preferred", ("FP16", "PREFER_PRECISION_CONSTRAINTS"), hold_fp32=True)
 
@@ -121,6 +154,8 @@ class Dialect:
                     log.errors.append(message.strip())
                 elif level == severity.WARNING:
                     log.warnings.append(message.strip())
+                elif log.sink is not None:
+                    log.sink(message)
 
         return _Logger()
 
@@ -130,15 +165,28 @@ class Dialect:
         names = [name for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if hasattr(flags, name)]
         return builder.create_network(1 << int(getattr(flags, names[0])) if names else 0)
 
-    def configure(self, config: Any, mode: Mode, capabilities: tuple[str, ...]) -> None:
-        """Set a mode's flags and a portable flavour's compute capabilities. Raises ValueError for one it lacks."""
+    def configure(self, config: Any, mode: Mode, capabilities: tuple[str, ...], options: Options) -> None:
+        """Set a mode's flags, the options, and a portable flavour's compute capabilities.
+
+        The build is told to describe its layers, for engine/buildlog.py; RTX 1.7's plan is no larger for it. Raises
+        ValueError for a compute capability that the flavour lacks.
+        """
         for name in mode.flags:
             config.set_flag(getattr(self.trt.BuilderFlag, name))
+        for name in mode.cleared:
+            config.clear_flag(getattr(self.trt.BuilderFlag, name))
+        config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         sharing = getattr(getattr(self.trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
         if sharing is not None:  # several execution contexts on one profile: the default from 10 on
             config.set_preview_feature(sharing, True)
-        if not capabilities:
-            return
+        if options.level is not None:
+            config.builder_optimization_level = options.level
+        if options.workspace_mib is not None:
+            config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+        if self.flavour.portable:
+            self._set_capabilities(config, capabilities)
+
+    def _set_capabilities(self, config: Any, capabilities: tuple[str, ...]) -> None:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             member = getattr(self.trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
@@ -153,7 +201,7 @@ class Dialect:
                 layer.precision = self.trt.DataType.FLOAT
                 layer.set_output_type(0, self.trt.DataType.FLOAT)
 
-    def set_type(self, tensor: Any, dtype: DType) -> bool:
+    def set_type(self, tensor: Any, dtype: str) -> bool:
         """Give a network's input or output the dtype; False where the graph's own types forbid it."""
         kinds = [kind for kind, word in self._types.items() if word == dtype]
         if self.dtype(tensor.dtype) != dtype and kinds and not self.strongly_typed:

@@ -8,70 +8,142 @@ staleness, not from someone who rewrites both files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from engine.binding import Graph, Precision
+from engine.binding import Graph, PlanPrecision
 from engine.bundle import Bundle, FileEntry, Struct, body_sha256, graph_files
 from engine.errors import PlanDamaged, PlanInvalid, PlanMismatch, PlanMissing
 from engine.machine import Machine
-from engine.profiles import Profile
+from engine.profiles import Profile, set_name
+from engine.verdict import Verdict
 
-VERSION = 1
-RECIPE = 1
+VERSION = 2
+RECIPE = 2
 """Raised when engine/ changes what it makes of the same graph, so that plans made before are stale."""
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+Part = tuple[int, int]
+"""Which part of a graph, from 1, of how many; (1, 1) is the whole."""
+WHOLE: Part = (1, 1)
 
 
 class Identity(Struct, frozen=True):
     """All that must agree, exactly, before a plan is deserialized.
 
-    graph_sha256: over the ONNX file and its external data. shapes: (min, opt, max) of every input.
+    graph_sha256: over the ONNX file and its external data. profiles: the text of each optimization profile, in their
+    order in the plan; shapes: for each, (min, opt, max) of every input of the whole graph.
     capabilities: what the plan was built for; of an expected identity, what it must run on.
     """
 
     bundle_sha256: str
     graph: str
     graph_sha256: str
-    precision: Precision
-    profile: str
-    shapes: Shapes
+    part: Part
+    precision: PlanPrecision
+    profiles: tuple[str, ...]
+    shapes: tuple[Shapes, ...]
     flavour: str
     version: str
     capabilities: tuple[str, ...]
     recipe: int = RECIPE
 
+    @property
+    def name(self) -> str:
+        """The graph and, of several, the part: `denoiser 2/7`."""
+        index, count = self.part
+        return self.graph if count == 1 else f"{self.graph} {index}/{count}"
+
+
+class Options(Struct, frozen=True):
+    """What a build was asked for beside the identity; None: TensorRT's own default.
+
+    level: builder optimization level, 0 to 5. workspace_mib: what a layer's tactic may take at most.
+    """
+
+    level: int | None = None
+    workspace_mib: int | None = None
+
+    @property
+    def text(self) -> str:
+        """As a person says it: `level 3, workspace 1024 MiB`."""
+        level = "" if self.level is None else f"level {self.level}"
+        workspace = "" if self.workspace_mib is None else f"workspace {self.workspace_mib} MiB"
+        return ", ".join(filter(None, (level, workspace))) or "TensorRT's defaults"
+
+
+class Facts(Struct, frozen=True):
+    """What the build showed of a plan (engine/buildlog.py); None where this TensorRT does not tell.
+
+    layers: in the plan. fused_attentions: layers that are a whole attention. types: {dtype: layers that write it}.
+    scratch_bytes: what an execution context needs beside inputs and outputs. peak_host_bytes: of the process that
+    built.
+    """
+
+    layers: int | None = None
+    fused_attentions: int | None = None
+    types: dict[str, int] = msgspec.field(default_factory=dict)
+    scratch_bytes: int | None = None
+    peak_host_bytes: int | None = None
+
+
+DEFAULTS = Options()
+
+
+class Wires(Struct, frozen=True):
+    """The names of what a plan reads and makes: of a part, also what crosses from part to part."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
 
 class PlanInfo(Struct, frozen=True):
     """The whole of plan.json.
 
-    mode: how the precision was asked for (engine/dialect.py). machine: where it was built; None without a GPU.
-    warnings: how many TensorRT wrote. seconds: what the build took. verified: by what the plan was run and compared, or
-    empty: build compares nothing yet.
+    wires: by which engine/chain.py tells whether parts fit. mode: how the precision was asked for (engine/dialect.py).
+    machine: where it was built; None without a GPU. warnings: how many TensorRT wrote. seconds: what the build took.
+    verdict: what the parity gate found.
     """
 
     version_of_schema: int
     sha256: str
     identity: Identity
     plan: FileEntry
+    wires: Wires
+    options: Options
     mode: str
     machine: Machine | None
     warnings: int
     seconds: float
-    verified: str
+    facts: Facts
+    verdict: Verdict
 
 
-def plan_path(folder: Path, target_folder: str, profile: Profile, graph: str) -> Path:
+def plan_path(
+    folder: Path, target_folder: str, profiles: Sequence[Profile], precision: PlanPrecision, graph: str,
+    part: Part = WHOLE,
+) -> Path:  # fmt: skip
     """Where a bundle's plan lies; its plan.json is at `info_path` of that."""
-    return engines_folder(folder) / target_folder / profile.slug / f"{graph}.plan"
+    name = graph if part == WHOLE else f"{graph}.{part[0]}of{part[1]}"
+    return engines_folder(folder) / target_folder / set_name(profiles, precision) / f"{name}.plan"
 
 
 def engines_folder(folder: Path) -> Path:
     """The folder of a bundle's plans, by target."""
     return folder / "engines"
+
+
+def found_counts(folder: Path, graph: str) -> list[int]:
+    """In how many parts there are plans of a graph in a set's folder, ascending."""
+    names = [path.name.removeprefix(graph) for path in folder.glob("*.plan.json") if path.name.startswith(graph)]
+    matches = [re.fullmatch(r"\.(?:[0-9]+of([1-9][0-9]{0,2})\.)?plan\.json", name) for name in names]
+    return sorted({int(match[1] or 1) for match in matches if match is not None})
 
 
 def info_path(plan: Path) -> Path:
@@ -80,13 +152,14 @@ def info_path(plan: Path) -> Path:
 
 
 def identity_of(
-    bundle: Bundle, graph: Graph, precision: Precision, profile: Profile, flavour: str, version: str,
-    capabilities: tuple[str, ...],
+    bundle: Bundle, graph: Graph, precision: PlanPrecision, profiles: Sequence[Profile], flavour: str, version: str,
+    capabilities: tuple[str, ...], part: Part = WHOLE,
 ) -> Identity:  # fmt: skip
     """The identity that a plan must have, computed from what it is to be used with."""
     return Identity(
-        bundle_sha256=bundle.sha256, graph=graph.name, graph_sha256=graph_sha256(bundle, graph), precision=precision,
-        profile=profile.text, shapes={binding.name: profile.ranges(binding) for binding in graph.inputs},
+        bundle_sha256=bundle.sha256, graph=graph.name, graph_sha256=graph_sha256(bundle, graph), part=part,
+        precision=precision, profiles=tuple(profile.text for profile in profiles),
+        shapes=tuple({b.name: profile.ranges(b) for b in graph.inputs} for profile in profiles),
         flavour=flavour, version=version, capabilities=capabilities,
     )  # fmt: skip
 
@@ -112,7 +185,9 @@ def read_info(plan: Path, remedy: str) -> PlanInfo:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise PlanMissing(str(plan), actual="no plan", allowed="a plan and its plan.json", remedy=remedy) from error
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        actual = "no plan" if absent else f"no plan.json that can be read ({error.strerror})"
+        raise PlanMissing(str(plan), actual=actual, allowed="a plan and its plan.json", remedy=remedy) from error
     try:
         version = msgspec.json.decode(raw, type=_Version).version_of_schema
         if version != VERSION:
@@ -154,9 +229,10 @@ _CHECKS: dict[str, tuple[str, Callable[..., str]]] = {
     "capabilities": ("compute capability it was built for", _joined),
     "recipe": ("recipe of zturbo it was built by", str),
     "graph": ("graph it was built from", str),
+    "part": ("part of the graph", lambda part: f"{part[0]} of {part[1]}"),
     "precision": ("precision", str),
-    "profile": ("profile", str),
-    "shapes": ("shapes of its profile", str),
+    "profiles": ("profiles", _joined),
+    "shapes": ("shapes of its profiles", str),
     "graph_sha256": ("graph file it was built from", _short),
     "bundle_sha256": ("bundle it was built for", _short),
 }
@@ -181,12 +257,33 @@ def verified_plan(plan: Path, info: PlanInfo, remedy: str) -> bytes:
 
 def soft_differences(info: PlanInfo, here: Machine) -> list[str]:
     """What of the machine differs without forbidding the plan: `driver: built with 580.1, running with 581.2`."""
-    if info.machine is None:
-        return []
-    pairs = ((name, getattr(info.machine, name), getattr(here, name)) for name in ("gpu", "driver", "cuda"))
-    return [f"{name}: built with {built}, running with {runs}" for name, built, runs in pairs if built != runs]
+    lines, judge = [], info.verdict.machine
+    if info.machine is not None:
+        pairs = ((name, getattr(info.machine, name), getattr(here, name)) for name in ("gpu", "driver", "cuda"))
+        lines = [f"{name}: built with {built}, running with {runs}" for name, built, runs in pairs if built != runs]
+    if judge is not None and judge.compute_capability != here.compute_capability:
+        where = f"compute capability {judge.compute_capability}, running on {here.compute_capability}"
+        lines.append(f"parity gate: compared on {where}")
+    return lines
 
 
-def build_remedy(folder: Path, target: str, profile: str) -> str:
-    """What a user is told to type to build the plans of one profile."""
-    return f'Run `zturbo build "{folder}" --target {target} --profiles "{profile}"`.'
+def build_command(
+    folder: Path, target: str, profiles: str, precision: PlanPrecision = "fp16", *, shared: bool = False,
+    options: Options = DEFAULTS, parts: int | None = None,
+) -> str:  # fmt: skip
+    """What a user types to build the plans of these profiles, their texts separated by spaces, as they were built."""
+    words = ["zturbo", "build", str(folder), "--target", target, "--profiles", profiles]
+    words += [] if precision == "fp16" else ["--precision", precision]
+    words += ["--shared"] if shared else []
+    for name, value in (("parts", parts), ("level", options.level), ("workspace", options.workspace_mib)):
+        words += [] if value is None else [f"--{name}", str(value)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def build_remedy(
+    folder: Path, target: str, profiles: str, precision: PlanPrecision = "fp16", *, shared: bool = False,
+    options: Options = DEFAULTS, parts: int | None = None,
+) -> str:  # fmt: skip
+    """That a user is to type `build_command`."""
+    command = build_command(folder, target, profiles, precision, shared=shared, options=options, parts=parts)
+    return f"Run `{command}`."

@@ -1,20 +1,28 @@
 """Profiles: the smallest, the tuned-for and the largest shape of every input of a plan.
 
 Text is `WIDTHxHEIGHT@MIN-MAX` (`256@2`, `768x512@1-4`) or `dynamic:MIN_PX-MAX_PX@MIN-MAX`, where @ counts denoiser
-rows: a guided sample takes two. Knows the bundle's limits; does not know what a plan is.
+rows: a guided sample takes two. A word such as `default` stands for the profiles that profile_sets.json gives the
+bundle's family under it. Knows the bundle's limits; does not know what a plan is.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, get_args
 
-from engine.binding import Binding, Dims
+import msgspec
+
+from engine.binding import Binding, Dims, PlanPrecision
 from engine.bundle import Bundle
 from engine.errors import ProfileInvalid
 
 MAX_ROWS = 64
+MAX_NAME = 150
+"""Characters in the name of a folder of plans: Windows takes 260 in a whole path."""
 MAX_DRAWS = 128
 """The initial noise and one draw for each of 100 steps."""
 
@@ -22,6 +30,9 @@ _TEXT = re.compile(
     r"(?:dynamic:(?P<low>[0-9]{1,5})-(?P<high>[0-9]{1,5})|(?P<width>[0-9]{1,5})(?:x(?P<height>[0-9]{1,5}))?)"
     r"@(?P<min>[0-9]{1,3})(?:-(?P<max>[0-9]{1,3}))?"
 )
+_SUFFIXES: dict[str, PlanPrecision] = {"": "fp16", "bf16": "bf16", "fp32": "fp32"}
+_SETS = Path(__file__).with_name("profile_sets.json")
+_FORMS = "WIDTHxHEIGHT@MIN-MAX or dynamic:MIN_PX-MAX_PX@MIN-MAX"
 _REMEDY = "Write it as `256@2`, `768x512@1-4` or `dynamic:128-512@1-8`."
 
 
@@ -48,7 +59,7 @@ class Profile:
 
     @property
     def slug(self) -> str:
-        """The text as a folder name that every file system takes; `profile_from_slug` reads it back."""
+        """The text as a word that every file system takes; `read_set_name` reads it back."""
         return self.text.replace(":", "-", 1)
 
     @property
@@ -70,7 +81,7 @@ def parse_profile(text: str, bundle: Bundle) -> Profile:
     """Read a profile's text and check it against the bundle's limits. Raises ProfileInvalid."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise _invalid(text, repr(text), "WIDTHxHEIGHT@MIN-MAX or dynamic:MIN_PX-MAX_PX@MIN-MAX", _REMEDY)
+        raise _invalid(text, repr(text), _FORMS, _REMEDY)
     fields = {name: int(value) for name, value in match.groupdict().items() if value is not None}
     rows = _rows(text, fields["min"], fields.get("max", fields["min"]))
     width, height = _sizes(text, fields, bundle)
@@ -82,17 +93,69 @@ def parse_profile(text: str, bundle: Bundle) -> Profile:
     return Profile(_canonical(fields, rows), symbols)
 
 
-def parse_profiles(texts: list[str] | tuple[str, ...], bundle: Bundle) -> list[Profile]:
-    """Read several profiles, each once. Raises ProfileInvalid, also for none at all."""
+def parse_profiles(texts: Sequence[str], bundle: Bundle) -> list[Profile]:
+    """Read several profiles and names of sets, each profile once. Raises ProfileInvalid, also for none at all."""
     if not texts:
         raise _invalid("profiles", "none", "at least one", _REMEDY)
-    profiles = [parse_profile(text, bundle) for text in texts]
+    sets = named_sets(bundle)
+    profiles = [profile for text in texts for profile in _profiles_of(text, sets, bundle)]
     return list({profile.text: profile for profile in profiles}.values())
 
 
-def profile_from_slug(slug: str, bundle: Bundle) -> Profile:
-    """The profile whose folder has this name. Raises ProfileInvalid."""
-    return parse_profile(re.sub(r"\Adynamic-", "dynamic:", slug), bundle)
+def named_sets(bundle: Bundle) -> dict[str, list[str]]:
+    """What each name of a set stands for with this bundle: {name: texts of profiles}."""
+    families = msgspec.json.decode(_SETS.read_bytes(), type=dict[str, dict[str, list[str]]])
+    templates = {**families["any"], **families.get(bundle.family, {})}
+    sizes = _template_sizes(bundle)
+    return {name: [text.format_map(sizes) for text in texts] for name, texts in templates.items()}
+
+
+def _profiles_of(text: str, sets: dict[str, list[str]], bundle: Bundle) -> list[Profile]:
+    if text in sets:
+        return [parse_profile(one, bundle) for one in sets[text]]
+    if text.isidentifier():
+        raise _invalid(text, f"the name of no set of '{bundle.name}'", f"{', '.join(sets)}; {_FORMS}", _REMEDY)
+    return [parse_profile(text, bundle)]
+
+
+def _template_sizes(bundle: Bundle) -> dict[str, str]:
+    """What stands in the braces of profile_sets.json.
+
+    default: the size that a request gets by default, as a profile writes it; width, height: its sides. min, max: the
+    least and the greatest side. long, short: sides of about 4:3 and the default's area, in steps that halve well (of
+    1024 they are 1152 and 896).
+    """
+    limits, defaults = bundle.limits, bundle.defaults
+    step, side = limits.multiple_px, math.sqrt(defaults.width * defaults.height)
+    low, high = math.ceil(limits.min_px / step) * step, limits.max_px // step * step
+    coarse = step
+    while coarse * 16 <= side:
+        coarse *= 2
+    long, short = (min(max(round(side * ratio / coarse) * coarse, low), high) for ratio in (2 / 3**0.5, 3**0.5 / 2))
+    sizes = {"width": defaults.width, "height": defaults.height, "min": low, "max": high, "long": long, "short": short}
+    return {"default": size_text(defaults.width, defaults.height), **{name: str(px) for name, px in sizes.items()}}
+
+
+def set_name(profiles: Sequence[Profile], precision: PlanPrecision) -> str:
+    """The folder of the plans that hold these profiles, `256@2`, `128@2+256@2.bf16`; `read_set_name` reads it back.
+
+    Raises ProfileInvalid where the name would be too long for a folder.
+    """
+    name = "+".join(profile.slug for profile in profiles) + ("" if precision == "fp16" else f".{precision}")
+    if len(name) > MAX_NAME:
+        remedy = "Share one plan among fewer profiles, or leave --shared out."
+        actual = f"{len(profiles)} profiles, whose folder's name has {len(name)} characters"
+        raise _invalid(f"{name[:40]}…", actual, f"{MAX_NAME} characters", remedy)
+    return name
+
+
+def read_set_name(name: str, bundle: Bundle) -> tuple[tuple[Profile, ...], PlanPrecision]:
+    """The profiles and the precision of the folder of this name. Raises ProfileInvalid."""
+    slugs, _, suffix = name.partition(".")
+    if suffix not in _SUFFIXES or name.endswith("."):
+        raise _invalid(name, f"a folder of precision '{suffix}'", ", ".join(get_args(PlanPrecision)), _REMEDY)
+    texts = (re.sub(r"\Adynamic-", "dynamic:", slug) for slug in slugs.split("+"))
+    return tuple(parse_profile(text, bundle) for text in texts), _SUFFIXES[suffix]
 
 
 def _rows(text: str, low: int, high: int) -> Range:

@@ -6,13 +6,17 @@ Works on ONNX models in memory, whose weights may stay in external data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, external_data_helper, helper, numpy_helper
+
+from engine.binding import Array
+from engine.shapes import size_bytes
 
 _UNIT, _ZERO = "zturbo_unit", "zturbo_zero"
 _SMALL = 4096
@@ -30,10 +34,14 @@ def read_model(raw: bytes, folder: Path) -> onnx.ModelProto:
         raise ValueError(f"not an ONNX model ({error})") from error
     for tensor in _tensors(model.graph):
         if external_data_helper.uses_external_data(tensor) and math.prod(tensor.dims) <= _SMALL:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
+            _load(tensor, folder)
     return model
+
+
+def _load(tensor: TensorProto, folder: Path) -> None:
+    external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterable[TensorProto]:
@@ -51,11 +59,12 @@ def layer_norm_from_instance_norm(model: onnx.ModelProto) -> int:
     """
     graph = model.graph
     arrays = _constants(graph)
-    producers = {output: node for node in graph.node for output in node.output}
+    grouped = _reshaped_to_3d(graph, arrays)
     nodes: list[NodeProto] = []
     count = 0
     for node in graph.node:
-        if node.op_type == "InstanceNormalization" and _is_3d(node, producers, arrays):
+        own = node.op_type == "InstanceNormalization" and node.input[0] in grouped
+        if own and all(name in arrays for name in node.input[1:]):
             nodes += _layer_norm(node, arrays, graph)
             count += 1
         else:
@@ -75,12 +84,11 @@ def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     return found
 
 
-def _is_3d(node: NodeProto, producers: dict[str, NodeProto], arrays: dict[str, TensorProto]) -> bool:
-    reshape = producers.get(node.input[0])
-    if reshape is None or reshape.op_type != "Reshape":
-        return False
-    shape = arrays.get(reshape.input[1])
-    return shape is not None and list(shape.dims) == [3] and all(name in arrays for name in node.input[1:])
+def _reshaped_to_3d(graph: onnx.GraphProto, arrays: dict[str, TensorProto]) -> set[str]:
+    """The tensors that are a Reshape to three axes, or came from one in an earlier part of the graph."""
+    inputs = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 3}
+    reshapes = (node for node in graph.node if node.op_type == "Reshape" and node.input[1] in arrays)
+    return inputs | {node.output[0] for node in reshapes if list(arrays[node.input[1]].dims) == [3]}
 
 
 def _layer_norm(node: NodeProto, arrays: dict[str, TensorProto], graph: onnx.GraphProto) -> list[NodeProto]:
@@ -116,3 +124,89 @@ def float32_tensors(model: onnx.ModelProto) -> frozenset[str]:
     typed: Iterable[onnx.ValueInfoProto] = (*inferred.value_info, *inferred.output)
     floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     return frozenset(output for node in model.graph.node for output in node.output if output in floats)
+
+
+def wire_types(model: onnx.ModelProto) -> dict[str, str]:
+    """The dtype of every input and output of a graph, as numpy names it."""
+    values = (*model.graph.input, *model.graph.output)
+    return {value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name for value in values}
+
+
+def bfloat16_from_float16(model: onnx.ModelProto, folder: Path, keep: Collection[str], weights: Path) -> None:
+    """Make every fp16 tensor of a graph bf16, in place.
+
+    folder: of the external data, which is read a tensor at a time and written to the file weights, for the model to be
+    parsed beside. Inputs and outputs among keep stay fp16 and are cast at the border; the others, what parts hand to
+    each other, become fp32, which holds every bf16: fp16 does not, and numpy has no bf16 to allocate.
+    """
+    with weights.open("wb") as stream:
+        for tensor in _tensors(model.graph):
+            _to_bfloat16(tensor, folder, stream, weights.name)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.BFLOAT16
+    del model.graph.value_info[:]
+    _cast_borders(model.graph, keep)
+
+
+def _to_bfloat16(tensor: TensorProto, folder: Path, stream: IO[bytes], name: str) -> None:
+    """One tensor's type and data; where the data lies outside, it goes to the stream, whatever its type."""
+    half = tensor.data_type == TensorProto.FLOAT16
+    if external_data_helper.uses_external_data(tensor):
+        array = np.frombuffer(external_bytes(tensor, folder), helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        raw, offset = _bfloat16(array) if half else array.tobytes(), stream.tell()
+        stream.write(raw)
+        del tensor.external_data[:]
+        for key, value in (("location", name), ("offset", str(offset)), ("length", str(len(raw)))):
+            tensor.external_data.add(key=key, value=value)
+    elif half:
+        raw = _bfloat16(numpy_helper.to_array(tensor))
+        tensor.ClearField("int32_data")
+        tensor.raw_data = raw
+    if half:
+        tensor.data_type = TensorProto.BFLOAT16
+
+
+def external_bytes(tensor: TensorProto, folder: Path) -> bytes:
+    """A weight from its file, past the model: protobuf frees nothing of what it held before the model goes.
+
+    Raises ValueError where it does not lie beside the graph, or its file is too short.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name, wanted = entries["location"], size_bytes(tensor)
+    if Path(name).name != name:
+        raise ValueError(f"weights of {tensor.name} in {name!r}, which is not beside the graph")
+    with (folder / name).open("rb") as stream:
+        stream.seek(int(entries.get("offset", 0)))
+        raw: bytes = stream.read(wanted)
+    if len(raw) != wanted:
+        raise ValueError(f"weights of {tensor.name} in {name!r}: {len(raw)} of {wanted} bytes are there")
+    return raw
+
+
+def _bfloat16(half: Array) -> bytes:
+    """The upper halves of the values in fp32, rounded to the nearest, ties to even."""
+    bits = np.ascontiguousarray(half, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(half), 0x7FC0, rounded).astype("<u2").tobytes()
+
+
+def _cast_borders(graph: onnx.GraphProto, keep: Collection[str]) -> None:
+    first, last, inner = list[NodeProto](), list[NodeProto](), dict[str, str]()
+    for values, casts in ((graph.input, first), (graph.output, last)):
+        for value in values:
+            if value.type.tensor_type.elem_type != TensorProto.FLOAT16:
+                continue
+            inner[value.name] = f"{value.name}_bf16"
+            kind = TensorProto.FLOAT16 if value.name in keep else TensorProto.FLOAT
+            value.type.tensor_type.elem_type = kind
+            pair = [value.name, inner[value.name]]
+            begin, end = (pair, TensorProto.BFLOAT16) if casts is first else (pair[::-1], kind)
+            casts.append(helper.make_node("Cast", begin[:1], begin[1:], name=f"{value.name}_border", to=end))
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [inner.get(name, name) for name in names]
+    nodes = [*first, *graph.node, *last]
+    del graph.node[:]
+    graph.node.extend(nodes)

@@ -13,7 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "diffusers": ("export",),
     "onnx": ("export", "tensorrt", "rtx"),
     "onnxruntime": ("cpu", "gpu"),
-    "psutil": ("bench",),
+    "psutil": ("bench", "tensorrt", "rtx"),
     "safetensors": ("export",),
     "scipy": ("export",),
     "tensorrt": ("tensorrt",),

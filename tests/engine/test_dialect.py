@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.dialect import FLAVOURS, Dialect, Flavour, Log, load_dialect
+from engine.dialect import FLAVOURS, Dialect, Log, load_dialect
 from engine.errors import BackendUnavailable
 from tests.fake_tensorrt import fake
 
@@ -18,6 +18,8 @@ VARYING = {
     "ExecutionContextAllocationStrategy", "USER_MANAGED", "create_runtime_config", "create_execution_context",
     "create_execution_context_without_device_memory", "set_device_memory", "device_memory", "device_memory_size",
     "device_memory_size_v2", "set_compute_capability", "num_compute_capabilities", "set_preview_feature",
+    "TF32", "BF16", "ITimingCache", "builder_optimization_level", "max_workspace_size",
+    "set_memory_pool_limit", "MemoryPoolType",
 }  # fmt: skip
 
 
@@ -66,27 +68,38 @@ def test_modes():
     assert fp16[0].hold_fp32
 
 
-def test_the_logger_keeps_errors_and_warnings():
-    found, log = dialect("10"), Log()
+@pytest.mark.parametrize(
+    ("kind", "precisions", "options_matter", "timing_cache"),
+    [
+        ("8.6", ("fp16", "fp32"), True, True), ("10", ("fp16", "bf16", "fp32"), True, True),
+        ("11", ("fp16", "bf16", "fp32"), True, True), ("rtx", ("fp16", "bf16", "fp32"), False, False),
+    ],
+)  # fmt: skip
+def test_what_a_build_may_be_asked_for(kind, precisions, options_matter, timing_cache):
+    found = dialect(kind)
+    assert found.precisions() == precisions
+    assert (found.options_matter, found.has_timing_cache) == (options_matter, timing_cache)
+
+
+def test_bf16_needs_a_gpu_that_has_it():
+    assert "bf16" in dialect("rtx").precisions(("8.0", "12.0"))
+    assert "bf16" not in dialect("rtx").precisions(("7.5", "12.0"))
+
+
+def test_the_logger_keeps_errors_and_warnings_and_passes_the_rest_on():
+    heard = []
+    found, log = dialect("10"), Log(sink=heard.append)
     logger, severity = found.logger(log), found.trt.ILogger.Severity
     logger.log(severity.ERROR, " bad\n")
     logger.log(severity.WARNING, "odd")
     logger.log(severity.INFO, "chatter")
-    assert (log.errors, log.warnings) == (["bad"], ["odd"])
+    assert (log.errors, log.warnings, heard) == (["bad"], ["odd"], ["chatter"])
 
 
 def test_a_flavour_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'zturbo\[tensorrt\]'"):
         load_dialect("tensorrt")
-
-
-def test_one_object_adds_a_flavour(monkeypatch):
-    made_up = Flavour(name="made_up", title="Made Up", module="made_up_trt", extra="made-up", portable=False)
-    monkeypatch.setitem(FLAVOURS, "made_up", made_up)
-    module = fake("10")
-    monkeypatch.setitem(sys.modules, "made_up_trt", module)
-    assert load_dialect("made_up").trt is module
 
 
 def test_scratch_size_has_two_names():

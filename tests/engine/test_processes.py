@@ -5,22 +5,23 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from engine.build import plan_jobs
 from engine.bundle import load_bundle
 from engine.errors import BackendUnavailable, BuildFailed, BundleDamaged
-from engine.job import Job, Reply, failed
-from engine.processes import _Running
+from engine.job import GateJob, Job, Reply, failed
+from engine.plan import Options
+from engine.processes import _Running, run_gate
 from engine.profiles import parse_profiles
 from engine.site import site_of
 from engine.target import parse_target
-from engine.worker import _reply, build_plan
+from engine.wanted import Asked, plan_jobs
+from engine.worker import answer
 from tests import fake_cuda, fake_tensorrt
+from tests.engine.conftest import StubBuilds
 from tests.toy_bundle import write_bundle
 
 
@@ -31,8 +32,12 @@ def job(monkeypatch, tmp_path) -> Job:
     fake_cuda.install(monkeypatch, fake_cuda.FakeCuda())
     folder = write_bundle(tmp_path / "toy")
     bundle = load_bundle(folder)
-    jobs = plan_jobs(folder, bundle, site_of(parse_target("tensorrt")), parse_profiles(["128@2"], bundle), "fp16")
-    (folder / bundle.graphs("fp16")[0].file).unlink()
+    asked = Asked(
+        folder=folder, bundle=bundle, site=site_of(parse_target("tensorrt")), precision="fp16", options=Options(),
+        sets=(tuple(parse_profiles(["128@2"], bundle)),), parts=None, cores=1, memory_bytes=None,
+    )  # fmt: skip
+    jobs = plan_jobs(asked, asked.sets[0], asked.graphs[0])
+    (folder / asked.graphs[0].file).unlink()
     return jobs[0]
 
 
@@ -67,7 +72,7 @@ def test_a_worker_ends_with_its_parent(root, job):
 
 
 def test_a_graph_that_is_gone_is_told_as_it_is(job):
-    reply = _reply(job)
+    reply = answer(job)
     with pytest.raises(BundleDamaged, match=r"start\.onnx: got unreadable \(No such file"):
         reply.result()
 
@@ -78,7 +83,7 @@ def test_out_of_memory_is_a_reply(job, monkeypatch):
 
     monkeypatch.setattr("engine.worker.build_plan", build_plan)
     with pytest.raises(BuildFailed, match=r"out of memory \(2 GB\).*fewer jobs"):
-        _reply(job).result()
+        answer(job).result()
 
 
 @pytest.mark.parametrize(("code", "hint"), [(-9, True), (137, True), (-6, False), (-11, False), (1, False), (0, False)])
@@ -88,11 +93,72 @@ def test_fewer_jobs_are_advised_only_where_the_kernel_killed_it(job, code, hint)
     assert ("fewer jobs" in caught.value.remedy) is hint
 
 
-def test_a_crash_after_the_reply_is_a_failure(job, tmp_path):
-    write_bundle(Path(job.folder))
-    info = build_plan(job)
+def test_a_crash_after_the_reply_is_a_failure(job):
+    info = StubBuilds().build(job)
     assert ended(job, 0, Reply(info=info)).result() == info
     with pytest.raises(BuildFailed, match="a plan, then a process that ended with -6: _enter_buffered_busy"):
         ended(job, -6, Reply(info=info), b"_enter_buffered_busy").result()
     with pytest.raises(BuildFailed, match="no plan at all"):
         ended(job, -6, failed(BuildFailed("x", actual="no plan at all", allowed="one", remedy="None."))).result()
+
+
+GATES = {
+    "replies": 'print(\'{"verdicts": {"denoiser": {"status": "passed"}}}\')',
+    "dies": "print('so far', file=sys.stderr); os.kill(os.getpid(), 9)",
+    "says nothing": "",
+    "replies, then dies": "print('{}'); sys.stdout.flush(); os._exit(3)",
+    "waits": "time.sleep(60)",
+    "crashes": "os.kill(os.getpid(), 11)",
+}
+
+
+@pytest.fixture
+def gate_job(monkeypatch, tmp_path):
+    """A job for a gate worker that does one of GATES."""
+
+    def make(what: str) -> GateJob:
+        (tmp_path / "made_up_gate.py").write_text(f"import os, sys, time\nsys.stdin.readline()\n{GATES[what]}\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr("engine.processes.GATE_WORKER", "made_up_gate")
+        return GateJob(folder="x", flavour="tensorrt", precision="fp16", profiles=("128@2",), plans={})
+
+    return make
+
+
+def test_a_gates_verdicts_are_its_reply(gate_job):
+    reply = run_gate(gate_job("replies"))
+    assert reply.failure is None
+    assert reply.verdicts["denoiser"].status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("what", "actual"),
+    [
+        ("dies", "a process that ended with -9: so far"), ("says nothing", "ended with 0: nothing on stderr"),
+        ("replies, then dies", "ended with 3"),
+    ],
+)  # fmt: skip
+def test_a_gate_that_dies_is_a_reply_that_says_how(gate_job, what, actual):
+    reply = run_gate(gate_job(what))
+    assert reply.verdicts == {}
+    assert actual in reply.failure.actual
+
+
+@pytest.mark.parametrize(("what", "broken"), [("dies", None), ("replies, then dies", None), ("crashes", "crash")])
+def test_a_gate_that_does_itself_in_is_told_apart_from_one_that_was_killed(gate_job, what, broken):
+    assert run_gate(gate_job(what)).broken == broken
+
+
+def test_a_gate_that_hangs_is_ended(gate_job, monkeypatch):
+    monkeypatch.setattr("engine.processes.GATE_LIMIT_S", 0.3)
+    reply = run_gate(gate_job("waits"))
+    assert reply.broken == "hang"
+    assert "did not end in" in reply.failure.actual
+
+
+def test_a_gate_ends_with_what_a_callback_raises(gate_job):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_gate(gate_job("waits"), stop)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+import msgspec
 import pytest
 
 from engine.binding import Binding
-from engine.bundle import Bundle, load_bundle
+from engine.bundle import Bundle, Defaults, Limits, load_bundle
 from engine.errors import ProfileInvalid
-from engine.profiles import parse_profile, parse_profiles, profile_from_slug
+from engine.profiles import MAX_NAME, named_sets, parse_profile, parse_profiles, read_set_name, set_name
 from tests.toy_bundle import write_bundle
 
 SAMPLE = Binding(name="sample", dtype="float16", shape=("rows", 4, "height/8", "width/8"), lifetime="transient")
@@ -44,11 +47,14 @@ def test_a_dynamic_profile_is_tuned_for_the_default_size(bundle):
     ("text", "canonical"),
     [("256@2", "256@2"), ("256x256@2-2", "256@2"), ("256x128@1-4", "256x128@1-4"), ("dynamic:64-512@1-8",) * 2],
 )
-def test_text_is_canonical_and_its_slug_reads_back(bundle, text, canonical):
-    profile = parse_profile(text, bundle)
+def test_text_is_canonical_and_its_folders_name_reads_back(bundle, text, canonical):
+    profile, other = parse_profile(text, bundle), parse_profile("dynamic:64-128@1-2", bundle)
     assert profile.text == canonical
-    assert not set(profile.slug) & set('<>:"/\\|?*')
-    assert profile_from_slug(profile.slug, bundle) == profile
+    for precision in ("fp16", "bf16", "fp32"):
+        for profiles in ((profile,), (profile, other), (other, profile)):
+            name = set_name(profiles, precision)
+            assert windows_takes(name)
+            assert read_set_name(name, bundle) == (profiles, precision)
 
 
 def test_covers(bundle):
@@ -78,3 +84,61 @@ def test_profiles_are_taken_once(bundle):
 def test_bad_text_is_refused_with_what_is_allowed(bundle, text, what):
     with pytest.raises(ProfileInvalid, match=what):
         parse_profile(text, bundle)
+
+
+RESERVED = re.compile(r"(?:CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(?:\..*)?", re.IGNORECASE)
+
+
+def windows_takes(name: str) -> bool:
+    printable = name.isascii() and name.isprintable() and not set(name) & set('<>:"/\\|?*')
+    return printable and name[-1] not in ". " and not RESERVED.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", ["", "128@2.", "128@2.fp16", "128@2+", "+128@2", "128@2.fp8", "con", "128@2 64@1"])
+def test_other_folders_are_none_of_ours(bundle, name):
+    with pytest.raises(ProfileInvalid):
+        read_set_name(name, bundle)
+
+
+def test_a_folders_name_has_an_end(bundle):
+    profiles = [parse_profile(f"{64 + 8 * k}x128@1-4", bundle) for k in range(20)]
+    with pytest.raises(ProfileInvalid, match=rf"20 profiles, .* {MAX_NAME} characters.*--shared"):
+        set_name(profiles, "fp16")
+    assert len(set_name(profiles[:12], "fp16")) <= MAX_NAME
+
+
+def of_size(bundle: Bundle, side: int, low: int, high: int, step: int = 8, family: str = "sd") -> Bundle:
+    """The bundle as one of another family and other sizes."""
+    defaults = msgspec.structs.replace(bundle.defaults, height=side, width=side)
+    limits = Limits(min_px=low, max_px=high, multiple_px=step)
+    return msgspec.structs.replace(bundle, family=family, defaults=defaults, limits=limits)
+
+
+def texts(words: str, bundle: Bundle) -> list[str]:
+    return [profile.text for profile in parse_profiles(words.split(), bundle)]
+
+
+def test_a_word_stands_for_the_profiles_of_a_set(bundle):
+    xl, emoji = of_size(bundle, 1024, 512, 2048), of_size(bundle, 256, 128, 512)
+    assert texts("default", xl) == ["1024@1-2"]
+    assert texts("portrait landscape", xl) == ["896x1152@1-2", "1152x896@1-2"]
+    assert texts("dynamic batch", emoji) == ["dynamic:128-512@1-4", "256@2-8"]
+    assert texts("default 128@2 default square", emoji) == ["256@1-2", "128@2"]
+    assert texts("default", of_size(bundle, 256, 128, 512, family="unheard of")) == ["256@1-2"]
+    wide = msgspec.structs.replace(bundle, defaults=Defaults(
+        height=128, width=256, num_inference_steps=4, guidance_scale=5.0, scheduler="euler"))  # fmt: skip
+    assert texts("default", wide) == ["256x128@1-2"]
+
+
+@pytest.mark.parametrize(("side", "low", "high", "step"), [(1024, 512, 2048, 8), (64, 64, 64, 8), (128, 100, 130, 64)])
+def test_every_set_is_within_the_bundles_limits(bundle, side, low, high, step):
+    odd = of_size(bundle, side, low, high, step)
+    for name in named_sets(odd):
+        assert parse_profiles([name], odd), name
+
+
+def test_an_unknown_name_tells_the_sets_and_the_forms(bundle):
+    with pytest.raises(ProfileInvalid, match=r"no set of 'toy'; allowed: default; WIDTHxHEIGHT@MIN-MAX or dynamic"):
+        parse_profiles(["portrait"], bundle)
+    with pytest.raises(ProfileInvalid, match="default, batch, square, portrait, landscape, shapes, dynamic; WIDTH"):
+        parse_profiles(["defalt"], of_size(bundle, 256, 128, 512))

@@ -1,12 +1,20 @@
-"""GroupNorm as TensorRT 8.6 takes it computes what it computed before; fp32 islands are found by type."""
+"""GroupNorm as TensorRT 8.6 takes it computes what it computed before; fp32 islands are found by type; fp16 → bf16."""
 
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
-from engine.rewrite import float32_tensors, layer_norm_from_instance_norm
+from engine.rewrite import (
+    bfloat16_from_float16,
+    float32_tensors,
+    layer_norm_from_instance_norm,
+    read_model,
+    wire_types,
+)
 from tests.features import needs_layer_norm_that_broadcasts
 from tests.toy_bundle import constant, denoiser_model, model
 
@@ -67,6 +75,73 @@ def test_an_instance_norm_of_its_own_stays():
     )
     assert layer_norm_from_instance_norm(made) == 0
     assert [node.op_type for node in made.graph.node] == ["InstanceNormalization"]
+
+
+def test_a_group_norm_whose_reshape_lies_in_an_earlier_part_is_rewritten_too():
+    made = group_norm(np.ones(32), np.zeros(32), np.float16)
+    del made.graph.node[1]
+    made.graph.input.append(helper.make_tensor_value_info("groups", TensorProto.FLOAT16, ["n", 32, "l"]))
+    assert layer_norm_from_instance_norm(made) == 1
+
+
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """Rounded to 8 bits, ties to even."""
+    mantissa, exponent = np.frexp(np.asarray(values, np.float64))
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.float32)
+
+
+def test_bf16_weights_are_the_nearest(tmp_path):
+    values = np.array([1, 1.00390625, 1.01171875, -65504, 6e-8, 0.1, np.inf, -np.inf, np.nan, 0], np.float16)
+    values[-2:-1].view(np.uint16)[:] = 0x7FFF  # the NaN that rounding up would make a zero
+    made = model([helper.make_node("Add", ["x", "w"], ["y"])], *half_wires(), [numpy_helper.from_array(values, "w")])
+    bfloat16_from_float16(made, tmp_path, ["x", "y"], tmp_path / "weights")
+    (weight,) = made.graph.initializer
+    assert weight.data_type == TensorProto.BFLOAT16
+    found = (np.frombuffer(weight.raw_data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(found, bfloat16(values))
+
+
+def half_wires():
+    return [[helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n"])] for name in "xy"]
+
+
+def test_bf16_stays_inside_the_wires_that_are_kept(tmp_path):
+    """x stays fp16 at the border; y, which a later part reads, leaves in fp32; casts and constants follow."""
+    half = numpy_helper.from_array(np.float16(2), "")
+    nodes = [
+        helper.make_node("Constant", [], ["two"], value=half),
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["wide"], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["narrow", "two"], ["y"]),
+    ]
+    made = model(nodes, *half_wires(), [])
+    bfloat16_from_float16(made, tmp_path, ["x"], tmp_path / "weights")
+    assert wire_types(made) == {"x": "float16", "y": "float32"}
+    onnx.checker.check_model(made, full_check=True)
+    x = np.array([1.00390625, 65504, 0.1], np.float16)
+    (y,) = ReferenceEvaluator(made).run(None, {"x": x})  # ONNX Runtime multiplies no bf16
+    np.testing.assert_array_equal(y, bfloat16(x) * 2)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_weights_that_lie_outside_move_to_the_new_file(tmp_path, kind):
+    values = np.arange(5000, dtype=np.float32).astype(kind)
+    dtype = helper.np_dtype_to_tensor_dtype(values.dtype)
+    wires = [[helper.make_tensor_value_info(name, dtype, ["n"])] for name in "xy"]
+    made = model([helper.make_node("Add", ["x", "w"], ["y"])], *wires, [numpy_helper.from_array(values, "w")])
+    path = tmp_path / "old" / "graph.onnx"
+    path.parent.mkdir()
+    onnx.save(made, path, save_as_external_data=True, location="graph.onnx.data", size_threshold=0)
+    made = read_model(path.read_bytes(), path.parent)
+    bfloat16_from_float16(made, path.parent, ["x", "y"], tmp_path / "weights")
+    (weight,) = made.graph.initializer
+    assert not weight.HasField("raw_data")
+    onnx.load_external_data_for_model(made, str(tmp_path))
+    if kind is np.float32:
+        np.testing.assert_array_equal(np.frombuffer(weight.raw_data, "<f4"), values)
+    else:
+        found = (np.frombuffer(weight.raw_data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_array_equal(found, bfloat16(values))
 
 
 def test_fp32_tensors_of_an_fp16_graph():

@@ -11,10 +11,14 @@ import numpy as np
 
 import engine.plan
 from engine.bundle import Bundle, FileEntry, file_sha256, load_bundle
-from engine.plan import PlanInfo, identity_of, info_path, plan_path, seal
+from engine.plan import WHOLE, Facts, Options, Part, PlanInfo, Wires, identity_of, info_path, plan_path, seal
 from engine.profiles import parse_profile
+from engine.verdict import NOT_YET
+from engine.verdict import Verdict as PlanVerdict
 from runtime.backends import Verdict
 from runtime.images import Result
+
+FACTS = Facts(layers=7, fused_attentions=3, types={"float16": 5, "float32": 2}, scratch_bytes=8192)
 
 
 @dataclass
@@ -57,19 +61,21 @@ def assert_refused(done, kind: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def write_plan(bundle_folder: Path) -> Path:
+def write_plan(
+    bundle_folder: Path, *, part: Part = WHOLE, facts: Facts = FACTS, verdict: PlanVerdict = NOT_YET
+) -> Path:
     """Write a plan of the decoder whose code is four bytes, and return its path."""
     bundle = load_bundle(bundle_folder)
     profile = parse_profile("128@2", bundle)
     decoder = next(graph for graph in bundle.graphs("fp32") if graph.name == "decoder")
-    identity = identity_of(bundle, decoder, "fp32", profile, "tensorrt_rtx", "1.7", ("8.6",))
-    plan = plan_path(bundle_folder, "tensorrt_rtx", profile, decoder.name)
-    plan.parent.mkdir(parents=True)
+    identity = identity_of(bundle, decoder, "fp32", [profile], "tensorrt_rtx", "1.7", ("8.6",), part)
+    plan = plan_path(bundle_folder, "tensorrt_rtx-1.7", [profile], "fp32", decoder.name, part)
+    plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_bytes(b"code")
     info = PlanInfo(
         version_of_schema=engine.plan.VERSION, sha256="", identity=identity,
-        plan=FileEntry(size_bytes=4, sha256=file_sha256(plan)), mode="strong", machine=None, warnings=0, seconds=1.0,
-        verified="",
+        plan=FileEntry(size_bytes=4, sha256=file_sha256(plan)), options=Options(level=2), mode="strong", machine=None,
+        wires=Wires(inputs=("latents",), outputs=("images",)), warnings=0, seconds=1.0, facts=facts, verdict=verdict,
     )  # fmt: skip
     info_path(plan).write_bytes(seal(info))
     return plan

@@ -7,6 +7,9 @@ import json
 import pytest
 
 from engine.bundle import load_bundle
+from engine.machine import Machine
+from engine.plan import Facts
+from engine.verdict import Comparison, Verdict
 from tests.zturbo.stand_ins import assert_refused, write_plan
 
 
@@ -63,8 +66,25 @@ def test_what_is_neither_is_a_missing_bundle(zturbo, tmp_path):
 def test_a_plan_is_shown_without_tensorrt(zturbo, plan, suffix):
     done = zturbo("inspect", f"{plan}{suffix}")
     assert done.exit_code == 0
-    for word in ("decoder", "128@2", "tensorrt_rtx 1.7", "8.6", "not compared"):
+    for word in ("decoder", "128@2", "tensorrt_rtx 1.7", "8.6", "not compared", "level 2", "unverified: not compared"):
         assert word in done.stdout
+    for word in ("7 (5 in float16, 2 in float32)", "fused attentions", "8.2 kB", "no GPU was needed"):
+        assert word in done.stdout
+
+
+def test_a_part_and_its_verdict_are_shown(zturbo, small_bundle):
+    machine = Machine(gpu="NVIDIA H200", compute_capability="9.0", driver="580.1", cuda="13.0")
+    far = Comparison(case="odd", graph="decoder", output="images", error=0.25, allowed=0.01, not_finite=0)
+    nan = Comparison(case="loop", graph="decoder", output="images", error=-1.0, allowed=0.01, not_finite=9)
+    verdict = Verdict(status="rejected", reason="too far", machine=machine, comparisons=(far, nan), ungated=("64@1",))
+    plan = write_plan(small_bundle, part=(2, 7), verdict=verdict, facts=Facts())
+    done = zturbo("inspect", plan)
+    assert done.exit_code == 0, done.stderr
+    for word in ("decoder 2/7", "rejected: too far", "NVIDIA H200", "64@1", "2.50e-01", "1.00e-02", "not finite"):
+        assert word in done.stdout
+    assert "layers" not in done.stdout
+    assert "rejected" in zturbo("inspect", small_bundle).stdout
+    assert "decoder 2/7" in zturbo("inspect", small_bundle).stdout
 
 
 def test_a_plan_as_json(zturbo, plan):
@@ -94,3 +114,25 @@ def test_a_damaged_plan_is_refused_once_its_bytes_are_compared(zturbo, plan):
 
 def test_a_missing_plan(zturbo, small_bundle):
     assert_refused(zturbo("inspect", small_bundle / "no.plan"), "PlanMissing")
+
+
+def test_the_remedy_can_be_typed(zturbo, small_bundle, plan):
+    plan.write_bytes(b"other")
+    done = zturbo("inspect", plan, "--verify")
+    assert f"zturbo build {small_bundle} --target tensorrt_rtx --profiles 128@2 --precision fp32" in done.stderr
+
+
+def test_a_plan_json_without_its_plan_is_a_problem(zturbo, small_bundle, plan):
+    plan.unlink()
+    (entry,) = json.loads(zturbo("inspect", small_bundle, "--json").stdout)["plans"]
+    assert entry["problem"].startswith("PlanMissing: ")
+    assert_refused(zturbo("inspect", plan), "PlanMissing")
+
+
+@pytest.mark.parametrize("suffix", ["", ".json"], ids=["plan", "report"])
+def test_what_was_rejected_is_shown(zturbo, plan, suffix):
+    for ending in ("", ".json"):
+        plan.with_name(plan.name + ending).rename(plan.with_name(f"{plan.name}.rejected{ending}"))
+    done = zturbo("inspect", f"{plan}.rejected{suffix}")
+    assert done.exit_code == 0, done.stderr
+    assert "decoder" in done.stdout

@@ -12,16 +12,18 @@ from engine.bundle import FILE, load_bundle, verified_path
 from engine.plan import engines_folder
 from zturbo.console import print_json
 from zturbo.show_bundle import print_bundle
-from zturbo.show_plan import found_plans, plan_facts, print_plan, print_plans
+from zturbo.show_plan import ENDINGS, found_plans, plan_facts, print_plan, print_plans
 
 
 def run(
-    path: Annotated[Path, typer.Argument(help="A bundle's folder, a folder of plans, a plan, or its plan.json.")],
+    path: Annotated[
+        Path, typer.Argument(help="A bundle's folder, a folder of plans, a plan, its plan.json, or a report.")
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file's hash, not only its size.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a bundle (graphs, bindings, schedulers, files, plans) or a plan."""
-    if path.name.endswith((".plan", ".plan.json")):
+    if path.name.endswith(ENDINGS):
         show_plan(path.with_name(path.name.removesuffix(".json")), verify=verify, as_json=as_json)
     elif path.name == FILE or (path / FILE).exists() or not found_plans(path):
         show_bundle(path.parent if path.name == FILE else path, verify=verify, as_json=as_json)

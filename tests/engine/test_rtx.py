@@ -1,0 +1,107 @@
+"""Real TensorRT-RTX builds, without a GPU: every attention of a UNet in one kernel, each precision, profiles, parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from engine.binding import PlanPrecision, variant_of
+from engine.bundle import graph_files, load_bundle
+from engine.dialect import load_dialect
+from engine.errors import BuildFailed
+from engine.job import Job
+from engine.plan import WHOLE, Options, Part, PlanInfo, identity_of
+from engine.profiles import parse_profile
+from engine.worker import build_plan
+
+pytest.importorskip("tensorrt_rtx")
+
+WORDS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+class Builds:
+    """Builds of one bundle's graphs by a worker's code."""
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.folder, self.out, self.bundle = folder, out, load_bundle(folder)
+        self.version = load_dialect("tensorrt_rtx").version
+
+    def graph(self, name: str, precision: PlanPrecision = "fp16"):
+        return next(graph for graph in self.bundle.graphs(variant_of(precision)) if graph.name == name)
+
+    def attentions(self, name: str, precision: PlanPrecision = "fp16") -> int:
+        """Each attention has a softmax, and nothing else does."""
+        model = onnx.load(self.folder / self.graph(name, precision).file, load_external_data=False)
+        return sum(node.op_type == "Softmax" for node in model.graph.node)
+
+    def plan(
+        self, name: str, *profiles: str, precision: PlanPrecision = "fp16", part: Part = WHOLE,
+        capabilities: tuple[str, ...] = ("8.9",),
+    ) -> PlanInfo:  # fmt: skip
+        graph, bundle = self.graph(name, precision), self.bundle
+        parsed = [parse_profile(text, bundle) for text in profiles or ("128@2",)]
+        identity = identity_of(bundle, graph, precision, parsed, "tensorrt_rtx", self.version, capabilities, part)
+        files = {file: bundle.files[file] for file in graph_files(bundle, graph)}
+        return build_plan(Job(
+            folder=str(self.folder), graph=graph, files=files, identity=identity, options=Options(), machine=None,
+            plan=str(self.out / "any.plan"), timing_cache=None,
+        ))  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tiny_bundle, tmp_path) -> Builds:
+    return Builds(tiny_bundle, tmp_path)
+
+
+def test_every_attention_of_a_unet_is_one_kernel(tiny):
+    """Head size 32; half of them read K and V that the prologue made."""
+    info = tiny.plan("denoiser")
+    assert info.facts.fused_attentions == tiny.attentions("denoiser") == 14
+    assert info.facts.types["float16"] > info.facts.types["float32"]  # what is left: normalizations
+    assert info.facts.scratch_bytes
+    assert info.warnings == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profiles", [["256@2"], ["128@2", "256@1-4"], ["dynamic:128-256@1-4"]])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_every_attention_of_emoji_is_one_kernel(emoji_bundle, tmp_path, precision, profiles):
+    emoji = Builds(emoji_bundle, tmp_path)
+    info = emoji.plan("denoiser", *profiles, precision=precision)
+    assert info.facts.fused_attentions == emoji.attentions("denoiser") == 14
+    assert len(info.identity.shapes) == len(profiles)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_every_graph_builds_in_every_precision(tiny, precision):
+    for graph in tiny.bundle.graphs(variant_of(precision)):
+        types = tiny.plan(graph.name, precision=precision).facts.types
+        own = "fp32" if graph.precision == "fp32" else precision
+        assert WORDS[own] in types, graph.name
+        assert ("bfloat16" in types) == (own == "bf16"), graph.name
+        assert ("float16" in types) <= (precision != "fp32"), graph.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_build_and_keep_their_attentions_fused(tiny, precision, count):
+    infos = [tiny.plan("denoiser", precision=precision, part=(k, count)) for k in range(1, count + 1)]
+    fused = sum(info.facts.fused_attentions for info in infos)
+    assert fused == (0 if precision == "fp32" else tiny.attentions("denoiser", precision))
+
+
+@pytest.mark.slow
+def test_one_plan_for_several_profiles_and_compute_capabilities(tiny):
+    capabilities = ("8.6", "8.9", "12.0")
+    info = tiny.plan("denoiser", "128@2", "dynamic:128-256@1-4", part=(2, 2), capabilities=capabilities)
+    assert info.identity.capabilities == capabilities
+    assert info.facts.fused_attentions > 0
+
+
+def test_bf16_for_a_gpu_without_it_is_refused_before_the_build(tiny):
+    with pytest.raises(BuildFailed, match=r"got bf16; allowed: fp16, fp32: TensorRT-RTX .* for 7\.5, 8\.9"):
+        tiny.plan("denoiser", precision="bf16", capabilities=("7.5", "8.9"))
