@@ -1,6 +1,6 @@
-"""The same eight requests on a backend of choice: pictures, time per step of the plain loop, likeness of two runs.
+"""The same eight requests on a backend of choice: pictures, wall times by stage, likeness of two runs.
 
-    python -m benchmarks.gpu run trt_models/emoji --backend tensorrt --build 256@2 --out out/gpu
+    python -m benchmarks.gpu run trt_models/emoji --backend tensorrt --out out/gpu
     python -m benchmarks.gpu run trt_models/emoji --backend pytorch --precision fp32 --out out/reference
     python -m benchmarks.gpu compare out/gpu out/reference
 
@@ -11,23 +11,21 @@ The last line printed is one JSON object.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
 from benchmarks import pairs
-from engine.build import BuildEvent, build_engines
-from engine.dialect import FLAVOURS, load_dialect
+from benchmarks.machine import gpu_facts
 from engine.errors import OptionInvalid, ZturboError
-from engine.machine import machine_of, processor_name
+from engine.plan import PlanInfo, engines_folder, read_info
 from runtime.images import contact_sheet, save_png
 from runtime.pipeline import Pipeline
 from runtime.request import Request
@@ -57,11 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Build where asked to, paint the requests, measure the loop; writes pictures.npz, sheet.png and result.json."""
-    built = {}
-    if options.build:
-        infos = build_engines(options.bundle, options.backend, options.build, on_progress=_tell)
-        built = {f"{info.identity.profile}/{info.identity.graph}": _plan(info) for info in infos}
+    """Paint the requests, measure the stages; writes pictures.npz, sheet.png and result.json."""
     requests = [
         Request(
             prompt=prompt, seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
@@ -69,7 +63,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
         for seed, prompt in enumerate(PROMPTS)
     ]  # fmt: skip
-    with Pipeline.load(options.bundle, options.backend, precision=options.precision) as pipeline:
+    # Without a cache every round computes what it tells of: a prompt's conditioning would be made in the first alone.
+    with Pipeline.load(options.bundle, options.backend, precision=options.precision, cache_mib=0) as pipeline:
         results = [pipeline.generate(request) for request in requests]
         repeats = [pipeline.generate(request) for _ in range(options.repeats) for request in requests]
         made_by = {
@@ -77,8 +72,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "device": pipeline.backend.device,
             "steps": STEPS,
             "guidance_scale": GUIDANCE,
+            "captures": pipeline.backend.captures.captured,
         }
-    found = {"benchmark": "gpu-run", **made_by, **_times(repeats), "plans": built, "machine": facts(options.backend)}
+    plans, machine = plans_of(options.bundle), gpu_facts(options.backend)
+    found = {"benchmark": "gpu-run", **made_by, **_times(repeats), "plans": plans, "machine": machine}
     save(options.out, results, found)
     return found
 
@@ -89,6 +86,21 @@ def save(folder: Path, results: Sequence[Result], found: dict[str, Any]) -> None
     save_png(contact_sheet([Image.fromarray(image) for image in images], PROMPTS, COLUMNS), folder / "sheet.png")
     np.savez_compressed(folder / "pictures.npz", images=images)
     (folder / "result.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def plans_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """What plan.json tells of every plan of a bundle, by its path: how it was built, and what the gate found."""
+    root = engines_folder(folder)
+    return {path.relative_to(root).as_posix(): _plan(read_info(path, "")) for path in sorted(root.rglob("*.plan"))}
+
+
+def _plan(info: PlanInfo) -> dict[str, Any]:
+    errors = [c.error / c.allowed for c in info.verdict.comparisons if c.allowed > 0]
+    return {
+        "seconds": info.seconds, "size_bytes": info.plan.size_bytes, "mode": info.mode, "warnings": info.warnings,
+        "facts": msgspec.to_builtins(info.facts), "gate": info.verdict.status, "reason": info.verdict.reason,
+        "error_of_allowed": max(errors, default=None),
+    }  # fmt: skip
 
 
 def compare(ours: Path, reference: Path) -> dict[str, Any]:
@@ -117,21 +129,6 @@ def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return round(value, 3) if math.isfinite(value) else 999.0
 
 
-def facts(backend: str) -> dict[str, Any]:
-    """The GPU and the versions that a result is of."""
-    found: dict[str, Any] = {"python": platform.python_version(), "numpy": np.__version__}
-    if backend in FLAVOURS:
-        from engine.cuda import Cuda
-
-        machine = machine_of(Cuda())
-        return {
-            **found, backend: load_dialect(backend).version, "gpu": machine.gpu, "driver": machine.driver,
-            "compute_capability": machine.compute_capability, "cuda": machine.cuda,
-        }  # fmt: skip
-    package = {"pytorch": "torch"}.get(backend, backend)
-    return {**found, "processor": processor_name(), package: importlib.metadata.version(package)}
-
-
 def _times(results: Sequence[Result]) -> dict[str, float]:
     """Wall milliseconds per step of the loop, median and p95, and per picture of the other stages, median."""
     if not results:
@@ -145,14 +142,6 @@ def _times(results: Sequence[Result]) -> dict[str, float]:
     return {"step_ms": median, "step_p95_ms": p95, **others}
 
 
-def _plan(info: Any) -> dict[str, Any]:
-    return {"seconds": info.seconds, "size_bytes": info.plan.size_bytes, "mode": info.mode, "warnings": info.warnings}
-
-
-def _tell(event: BuildEvent) -> None:
-    print(event, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Eight requests on a backend")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -160,7 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("bundle", type=Path)
     one.add_argument("--backend", default="tensorrt")
     one.add_argument("--precision", choices=("fp16", "fp32"), default=None)
-    one.add_argument("--build", nargs="*", default=[], metavar="PROFILE", help="build plans for these profiles first")
     one.add_argument("--size", type=int, default=256, help="pixels along each side")
     one.add_argument("--repeats", type=int, default=5, help="timed rounds of the eight requests; 0 leaves them out")
     one.add_argument("--out", type=Path, required=True)

@@ -1,7 +1,9 @@
-"""What a result must say of where it was taken: processor, cores, versions, commit."""
+"""What a result must say of where it was taken: processor, cores, GPU, versions, commit."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -10,7 +12,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.machine import processor_name, usable_cores
+import numpy as np
+
+from engine.cuda import Cuda
+from engine.dialect import FLAVOURS, load_dialect
+from engine.errors import BackendUnavailable
+from engine.machine import machine_of, processor_name, usable_cores
 
 PACKAGES = ("onnxruntime", "torch", "diffusers", "transformers", "numpy")
 
@@ -25,6 +32,20 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def gpu_facts(backend: str) -> dict[str, str]:
+    """The GPU, where there is one, the processor, and the versions that a backend's result is of."""
+    found = {"python": platform.python_version(), "numpy": np.__version__, "processor": processor_name()}
+    with contextlib.suppress(BackendUnavailable):
+        here = machine_of(Cuda())
+        found |= {name: getattr(here, name) for name in ("gpu", "driver", "compute_capability", "cuda")}
+    if backend in FLAVOURS:
+        return {**found, backend: load_dialect(backend).version}
+    if backend == "onnxruntime":  # its distribution may be called otherwise: onnxruntime-gpu
+        return {**found, backend: importlib.import_module(backend).__version__}
+    package = {"pytorch": "torch"}.get(backend, backend)
+    return {**found, package: importlib.metadata.version(package)}
+
+
 def memory_bytes() -> int:
     """Physical memory; 0 where it cannot be told."""
     try:
@@ -35,8 +56,12 @@ def memory_bytes() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that take part."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    """Python and those of PACKAGES that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def commit(root: Path) -> str:

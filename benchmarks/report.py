@@ -53,6 +53,14 @@ def as_json(result: Mapping[str, Any], *, indent: int | None) -> str:
     return json.dumps(_rounded(result), indent=indent, ensure_ascii=False)
 
 
+def finish(result: Mapping[str, Any], out: Path | None) -> None:
+    """Write the result where a file is named, its folder included, and print it as the last line."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(as_json(result, indent=1) + "\n", encoding="utf-8")
+    print(as_json(result, indent=None))
+
+
 def print_tables(result: Mapping[str, Any], console: Console) -> None:
     """The contenders side by side, where zturbo's time goes, and the sweep's choices."""
     work, where = result["work"], result["machine"]
