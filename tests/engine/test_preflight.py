@@ -156,6 +156,18 @@ def test_a_build_that_does_not_fit_starts_nothing(folder, rtx, stub_builds, monk
     assert not list(folder.rglob("*.plan*"))
 
 
+def test_what_a_killed_build_left_is_gone_before_the_disk_is_looked_at(folder, rtx, stub_builds, monkeypatch):
+    build_engines(folder, "tensorrt_rtx:8.6", ["128@2"])
+    plans = next(folder.glob("engines/*/128@2"))
+    (plans / "start.plan.json").unlink()
+    left = plans / "denoiser.plan.77.tmp"
+    left.write_bytes(b"half")
+    seen: list[bool] = []
+    monkeypatch.setattr("engine.build.preflight", lambda *given: (seen.append(left.exists()), preflight(*given))[1])
+    build_engines(folder, "tensorrt_rtx:8.6", ["128@2"])
+    assert seen == [False]
+
+
 def test_a_build_says_why_fewer_run_side_by_side(folder, gpu, stub_builds, gate):
     gate(passed)
     gpu.free_bytes = 3 * GIB // 2
