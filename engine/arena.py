@@ -54,7 +54,6 @@ class Arena:
         except ExecutionFailed:
             if known == size_bytes:
                 raise
-            self._device.cuda.forget_error()
             self.address, known = self._device.reserve(size_bytes), size_bytes
         self.size_bytes = known
 

@@ -59,6 +59,7 @@ class Engines:
         for graph, (index, count), raw in plans:
             name = graph if count == 1 else f"{graph} {index}/{count}"
             self._chains.setdefault(graph, []).append(self._deserialized(graph, name, raw))
+        self._bound: weakref.WeakSet[Bound] = weakref.WeakSet()
         self._crossing: weakref.WeakValueDictionary[Crossing, DeviceTensor] = weakref.WeakValueDictionary()
         self.scratch_bytes = max((dialect.scratch_bytes(one.engine) for one in self._all()), default=0)
         self._arena = Arena(device) if arena is None else arena
@@ -79,8 +80,9 @@ class Engines:
             self._device.synchronize()  # the last launch of an idle one may still run
         contexts = [engine.idle.pop() if engine.idle else self._made_context(engine) for engine in chain]
         bound = Bound(self, [engine.name for engine in chain], contexts, self._device)
+        self._bound.add(bound)
         for engine, context in zip(chain, contexts, strict=True):
-            weakref.finalize(bound, engine.idle.append, context).atexit = False
+            bound.give_back_to(engine.idle, context)
         for engine, context in zip(chain, contexts, strict=True):
             self._connect(engine, context, {**tensors, **bound.tensors}, profile, bound.tensors)
         return bound
@@ -95,12 +97,15 @@ class Engines:
     def close(self) -> None:
         """Wait for the stream, then drop execution contexts and engines, and the scratch where it is their own.
 
-        No launch may follow. Raises the first ExecutionFailed, once all is dropped.
+        Who still holds a `bind`'s launch holds nothing on the GPU by it; to call it is an error. Raises the first
+        ExecutionFailed, once all is dropped.
         """
         run_all([self._device.synchronize, self._drop, *(arena.close for arena in self._own)])
 
     def _drop(self) -> None:
         self._arena.leave(self._lend)
+        for bound in list(self._bound):
+            bound.release()
         for engine in self._all():
             engine.idle.clear()
             engine.contexts.clear()
@@ -174,16 +179,34 @@ class Bound:
     tensors: all that they read and write, kept alive. contexts: in order.
     """
 
-    __slots__ = ("__weakref__", "_device", "_engines", "_execute", "_stream", "contexts", "tensors")
+    __slots__ = ("__weakref__", "_device", "_engines", "_execute", "_returns", "_stream", "contexts", "tensors")
 
     def __init__(self, engines: Engines, names: list[str], contexts: list[Any], device: Device) -> None:
         self._engines, self._device, self._stream = engines, device, int(device.stream)
         self.contexts, self.tensors = tuple(contexts), dict[str, DeviceTensor]()
+        self._returns: list[weakref.finalize[..., Bound]] = []
         self._execute = [(name, one.execute_async_v3) for name, one in zip(names, contexts, strict=True)]
 
+    def give_back_to(self, idle: list[Any], context: Any) -> None:
+        """Leave a context there once this is dropped."""
+        returned = weakref.finalize(self, idle.append, context)
+        returned.atexit = False
+        self._returns.append(returned)
+
+    def release(self) -> None:
+        """Let go of contexts and tensors, whoever still holds this."""
+        for returned in self._returns:
+            returned.detach()
+        self._returns.clear()
+        self._execute.clear()
+        self.contexts = ()
+        self.tensors.clear()
+
     def __call__(self) -> None:
-        """Launch; the work may still run when this returns. Raises ExecutionFailed."""
+        """Launch; the work may still run when this returns. Raises ExecutionFailed, also after close()."""
         self._device.use()
+        if not self._execute:
+            raise self._engines.failed("all", "a launch after close")
         for name, execute in self._execute:
             if not execute(self._stream):
                 raise self._engines.failed(name, "execute_async_v3 returned false")

@@ -27,7 +27,6 @@ class Cuda:
     def __init__(self, device: int = 0, *, extra: str = "tensorrt") -> None:
         self.rt = _runtime(extra)
         self.device = device
-        self._threads = threading.local()
         count = self._count()
         if not 0 <= device < count:
             raise unavailable(f"device {device} of {count} GPUs", "a GPU that the driver lists", "See `nvidia-smi`.")
@@ -38,15 +37,18 @@ class Cuda:
             raise unavailable(error.actual, "a GPU that takes work", remedy) from error
 
     def use(self) -> None:
-        """Make the GPU the calling thread's; CUDA keeps one for each thread."""
-        if not hasattr(self._threads, "device"):
-            self.call("cudaSetDevice", self.device)
-            self._threads.device = self.device
+        """Make the GPU the calling thread's. CUDA keeps one for each thread, which whoever else is in it may change."""
+        self.call("cudaSetDevice", self.device)
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call a function of the CUDA runtime; its result, or None. Raises ExecutionFailed with CUDA's own words."""
+        """Call a function of the CUDA runtime; its result, or None. Raises ExecutionFailed with CUDA's own words.
+
+        An error is told here, and not again to whoever asks CUDA for its last one: the caller may go on, as without
+        memory for something that it can do without.
+        """
         code, *values = getattr(self.rt, name)(*args)
         if int(code) != 0:
+            self.forget_error()
             raise ExecutionFailed(
                 f"CUDA, {name}", actual=self._words(code), allowed="success",
                 remedy="Free GPU memory where it ran out; else close the pipeline and load it again.",
@@ -54,13 +56,21 @@ class Cuda:
         return values[0] if values else None
 
     def free(self, name: str, handle: Any) -> None:
-        """Call a function that frees or destroys something; within `frees_wait`, at the end of that."""
+        """Call a function that frees or destroys something; within `frees_wait`, at the end of that.
+
+        It may come from a finalizer amid somebody's work on another GPU, so the thread keeps the GPU that it had.
+        """
         waiting: list[Callable[[], object]] | None = getattr(_THREAD, "waiting", None)
         if waiting is not None:
             waiting.append(partial(self.free, name, handle))
             return
+        before = self.call("cudaGetDevice")
         self.use()
-        self.call(name, handle)
+        try:
+            self.call(name, handle)
+        finally:
+            if before != self.device:
+                self.call("cudaSetDevice", before)
 
     def forget_error(self) -> None:
         """Clear the last error that CUDA keeps for whoever asks next; one that broke the GPU's context stays."""

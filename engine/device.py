@@ -27,6 +27,7 @@ class Device:
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
+        cuda.use()
         self.stream = cuda.call("cudaStreamCreate")
         self._addresses: set[int] = set()
         self._events: list[Any] = []

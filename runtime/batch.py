@@ -100,7 +100,8 @@ def _power_of_two(count: int) -> int:
 
 
 def split(samples: Sequence[Sample], row_counts: Collection[int]) -> list[tuple[Sample, ...]]:
-    """Consecutive groups of samples, each of a number of rows that is allowed; a sample is never cut in two.
+    """Consecutive groups of samples, each of a number of rows that is allowed; a sample is never cut in two,
+    and their order stays, though another might need fewer groups: pictures come back as they were asked for.
 
     As few groups as can be, and of those divisions the most even one. Where no division is allowed, groups that do not
     exceed the most rows: whoever binds them says what is wrong.

@@ -25,14 +25,14 @@ class Step:
     index: int
     total: int
     _wiring: Wiring = field(repr=False)
-    _position: int = field(repr=False)
+    _moment: int = field(repr=False)
 
     def latents(self) -> Array:
         """(samples, C, H/8, W/8) float32 after this step; waits for the device.
 
         Only on_step may ask, while the step is the last one launched. Raises OptionInvalid afterwards.
         """
-        if self._wiring.position != self._position:
+        if self._wiring.moment != self._moment:
             raise OptionInvalid(
                 f"step {self.index}, latents", actual="a step that is over", allowed="the step that on_step was given",
                 remedy="Read them within on_step, and keep the array.",
@@ -52,7 +52,8 @@ def denoise(backend: Backend, wiring: Wiring, evaluations: int, before: int, tot
             marks.append(backend.mark())
             if len(marks) > AHEAD:
                 marks.popleft()()
-            yield Step(before + index + 1, total, wiring, wiring.position)
+            yield Step(before + index + 1, total, wiring, wiring.moment)
     finally:  # also where the caller stopped: the next batch may write to these buffers
+        wiring.moment += 1
         for mark in marks:
             mark()

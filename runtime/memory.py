@@ -26,7 +26,8 @@ class Wiring:
     """Buffers and launches of one set of dims.
 
     conditioning: the graphs of stage `once` that may be left out where their outputs are known. conditioned: the wires
-    that then have to be filled. position: steps since `once` was launched.
+    that then have to be filled. position: steps since `once` was launched. moment: raised by every launch and at the
+    end of a loop, so that a step can tell whether it is over.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class Wiring:
     ) -> None:  # fmt: skip
         bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
         self.buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
-        self.dims, self.conditioned, self.position = dict(dims), tuple(conditioned), 0
+        self.dims, self.conditioned = dict(dims), tuple(conditioned)
+        self.position = self.moment = 0
         carried = {name: after for graph in graphs for name, after in graph.carried.items()}
         swapped = {**self.buffers}
         for name, after in carried.items():
@@ -56,6 +58,7 @@ class Wiring:
 
     def launch(self, phase: Phase) -> None:
         """Launch a phase's graphs in order; after `loop` the carried pairs have changed places."""
+        self.moment += 1
         if phase == "once":
             self.position = 0
         self._launches[phase][self.position % TURNS[phase]]()

@@ -64,7 +64,8 @@ class Pipeline:
 
         precision: `fp32`, `fp16`, or `bf16` where there are plans of it; device: the backend's word for it; threads:
         CPU threads inside a graph. capture: False for plain launches on a backend that captures the loop. cache_mib:
-        the most that the conditioning of earlier prompts may occupy; 0 keeps none.
+        the most that the conditioning of earlier prompts may occupy; 0 keeps none. What a backend loads for a size, as
+        TensorRT a set of engines, stays until close().
         Raises BundleError, OptionInvalid or BackendUnavailable.
         """
         folder = Path(folder)

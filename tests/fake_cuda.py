@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
@@ -36,6 +37,9 @@ class FakeCuda(ModuleType):
         self.fails: dict[str, int] = {}
         self.calls: list[str] = []
         self._next = 1
+        self.current = threading.local()
+        self.placed: dict[int, int] = {}
+        self.last_error = 0
         self.recording: list[Callable[[], None]] | None = None
         self.invalid = False
         self.graphs: dict[int, list[Callable[[], None]]] = {}
@@ -49,8 +53,13 @@ class FakeCuda(ModuleType):
         self.calls.append(name)
         if name in self.fails:
             self.recording = None if name == "cudaStreamEndCapture" else self.recording
-            return lambda *_: (self.fails[name], None)
-        return found
+            return lambda *_: self._told((self.fails[name], None))
+        return found if name == "cudaGetLastError" else lambda *args: self._told(found(*args))
+
+    def _told(self, result):
+        """As CUDA does, keep the last error until somebody asks for it."""
+        self.last_error = int(result[0]) or self.last_error
+        return result
 
     @property
     def alive(self) -> int:
@@ -76,7 +85,11 @@ class FakeCuda(ModuleType):
         )
 
     def cudaSetDevice(self, device):
+        self.current.device = device
         return (0,)
+
+    def cudaGetDevice(self):
+        return 0, getattr(self.current, "device", 0)
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> bool:
         """What an engine does to launch: now, or recorded. False where the capture is lost."""
@@ -138,6 +151,7 @@ class FakeCuda(ModuleType):
             return UNSUPPORTED, None
         block = (ctypes.c_char * size)()
         self.memory[ctypes.addressof(block)] = block
+        self.placed[ctypes.addressof(block)] = getattr(self.current, "device", 0)
         return 0, ctypes.addressof(block)
 
     def cudaFree(self, address):
@@ -156,6 +170,7 @@ class FakeCuda(ModuleType):
     def _handle(self, *_):
         self._next += 1
         self.handles.add(self._next)
+        self.placed[self._next] = getattr(self.current, "device", 0)
         return 0, self._next
 
     def _destroy(self, handle):
@@ -167,7 +182,8 @@ class FakeCuda(ModuleType):
         return (UNSUPPORTED,) if self._loses_capture() else (0,)
 
     def cudaGetLastError(self):
-        return (0,)
+        last, self.last_error = self.last_error, 0
+        return (last,)
 
     cudaStreamCreate = cudaEventCreateWithFlags = _handle
     cudaStreamDestroy = cudaEventDestroy = _destroy

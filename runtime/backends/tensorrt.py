@@ -30,8 +30,10 @@ from runtime.backends.base import BackendOptions, Buffer, Launch
 
 
 class TensorRTBackend:
-    """The engines of a bundle on one GPU. A set's are loaded by `load_nearest` or when a shape needs them; all share
-    one scratch. captures: of what it captured, and why not.
+    """The engines of a bundle on one GPU. captures: of what it captured, and why not.
+
+    A set's engines are loaded by `load_nearest` or when a shape needs them, and stay until close(): each size that lies
+    in another set adds that set's weights to the GPU's memory. All share one scratch.
     """
 
     def __init__(

@@ -109,3 +109,45 @@ def test_out_of_memory_says_so(cuda):
     cuda.fails["cudaMalloc"] = fake_cuda.OUT_OF_MEMORY
     with pytest.raises(ExecutionFailed, match="cudaMalloc: got error 2: out of memory"):
         device.tensor((2,), "uint8")
+
+
+def test_an_error_that_was_told_is_not_told_again_to_another(cuda):
+    device = Device(Cuda())
+    cuda.fails["cudaMalloc"] = fake_cuda.OUT_OF_MEMORY
+    with pytest.raises(ExecutionFailed):
+        device.tensor((2,), "uint8")
+    assert cuda.cudaGetLastError() == (0,)
+
+
+def test_two_gpus_in_one_thread_keep_their_own(monkeypatch):
+    """CUDA's current GPU is the thread's, whatever an object thinks; what is freed leaves the thread where it was."""
+    cuda = fake_cuda.install(monkeypatch, fake_cuda.FakeCuda(count=2))
+    first, second = Cuda(0), Cuda(1)
+    devices = [Device(first), Device(second)]
+    assert [cuda.placed[device.stream] for device in devices] == [0, 1]
+    tensors = [device.tensor((2,), "uint8") for device in devices]
+    again = devices[0].tensor((2,), "uint8")
+    assert [cuda.placed[tensor.address] for tensor in (*tensors, again)] == [0, 1, 0]
+    second.use()
+    del again
+    gc.collect()
+    assert cuda.cudaGetDevice() == (0, 1)
+
+
+def test_rows_are_saved_and_loaded_on_the_device(cuda):
+    device = Device(Cuda())
+    tensor, other = (device.tensor((3, 2, 5), "float16") for _ in range(2))
+    array = np.arange(30).reshape(3, 2, 5).astype(np.float16)
+    tensor.write(array)
+    other.write(np.zeros_like(array))
+    cuda.calls.clear()
+    saved = tensor.save_row(1)
+    tensor.write(np.zeros_like(array))
+    other.load_row(2, saved)
+    assert saved.size_bytes == 20
+    assert "cudaStreamSynchronize" not in cuda.calls
+    np.testing.assert_array_equal(other.read(), [0 * array[0], 0 * array[0], array[1]])
+    with pytest.raises(IndexError):
+        tensor.save_row(3)
+    with pytest.raises(ValueError, match="loaded into a row"):
+        device.tensor((3, 5), "float16").load_row(0, saved)

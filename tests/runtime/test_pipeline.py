@@ -153,6 +153,29 @@ def test_the_host_is_at_most_two_steps_ahead(pipeline):
     assert pipeline.backend.events[-1] == "decoder"
 
 
+def test_a_step_that_was_kept_shows_no_other_requests_latents(pipeline):
+    """Not where the next request came to the same step, nor after one that was stopped."""
+    kept, request = [], Request(prompt="a cat", num_inference_steps=2)
+
+    def stop(step):
+        kept.append(step)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.generate(request, stop)
+    with pytest.raises(OptionInvalid, match="a step that is over"):
+        kept[0].latents()
+
+    def compare(step):
+        step.latents()
+        for earlier in kept:
+            with pytest.raises(OptionInvalid, match="a step that is over"):
+                earlier.latents()
+        kept.append(step)
+
+    pipeline.generate(request, compare)
+
+
 def test_raising_in_on_step_ends_the_request_and_no_more(make_pipeline):
     pipeline, request = make_pipeline(), Request(prompt="a cat", num_inference_steps=10, scheduler="ancestral")
 

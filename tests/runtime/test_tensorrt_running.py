@@ -253,6 +253,20 @@ def test_twenty_loads_and_closes_leave_nothing(shelf):
     del rows
 
 
+@pytest.mark.usefixtures("no_collector")
+def test_close_frees_engines_that_a_kept_wiring_was_bound_to(shelf):
+    """As a Step or a traceback may keep one; to launch it then is an error."""
+    shelf.put("128@2", cuts=CUTS)
+    backend = shelf.open()
+    wiring = Wiring(backend, GRAPHS, DIMS)
+    paint(wiring)
+    backend.close()
+    assert not fake_engine.ALIVE
+    assert shelf.cuda.alive == 0
+    with pytest.raises(ExecutionFailed, match="after close"):
+        wiring.launch("loop")
+
+
 def test_stamps_tell_what_the_gpu_took(shelf):
     shelf.put("128@2")
     backend = shelf.open()
@@ -283,23 +297,3 @@ def test_the_host_needs_little_time_for_a_step(shelf):
         seconds.append((time.perf_counter() - begun) / 100)
     assert shelf.cuda.calls.count("cudaGraphLaunch") > 5000
     assert np.median(seconds) < 60e-6
-
-
-def test_rows_are_saved_and_loaded_on_the_device(shelf):
-    shelf.put("128@2")
-    backend = shelf.open()
-    tensor, other = (backend._gpu.tensor((3, 2, 5), "float16") for _ in range(2))
-    array = np.arange(30).reshape(3, 2, 5).astype(np.float16)
-    tensor.write(array)
-    other.write(np.zeros_like(array))
-    shelf.cuda.calls.clear()
-    saved = tensor.save_row(1)
-    tensor.write(np.zeros_like(array))
-    other.load_row(2, saved)
-    assert saved.size_bytes == 20
-    assert "cudaStreamSynchronize" not in shelf.cuda.calls
-    np.testing.assert_array_equal(other.read(), [0 * array[0], 0 * array[0], array[1]])
-    with pytest.raises(IndexError):
-        tensor.save_row(3)
-    with pytest.raises(ValueError, match="loaded into a row"):
-        backend._gpu.tensor((3, 5), "float16").load_row(0, saved)
