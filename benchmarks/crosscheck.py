@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.machine import machine, versions
 from benchmarks.polygraphy_tools import load_tools
 from benchmarks.report import as_json
-from engine.binding import Binding, Graph, PlanPrecision, Precision, variant_of
+from engine.binding import Binding, Graph, PlanPrecision, Precision, symbols_of, variant_of
 from engine.bundle import Bundle, ReferenceCase, load_bundle, verified_graph, verified_path
 from engine.catalog import PlanSet, find_plans
 from engine.compare import allowed_error, difference
@@ -32,27 +32,16 @@ from engine.dialect import FLAVOURS, load_dialect
 from engine.errors import BackendUnavailable, ZturboError
 from engine.machine import machine_of
 from engine.plan import verified_plan
+from engine.verdict import Comparison
 
 RECORDED = "reference.npz"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Comparison, frozen=True):
     """One output of one contender beside another's, or RECORDED. error: −1 where values are not finite on any side."""
 
-    graph: str
-    case: str
     contender: str
     against: str
-    output: str
-    error: float
-    allowed: float
-    not_finite: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether it is close enough."""
-        return self.not_finite == 0 and 0 <= self.error <= self.allowed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_rows(rows, not_checked + check.not_checked)
     passed = bool(rows) and all(row.passed for row in rows)
     print(as_json({
-        "crosscheck": bundle.name, "passed": passed, "rows": [asdict(row) for row in rows],
+        "crosscheck": bundle.name, "passed": passed, "rows": [msgspec.to_builtins(row) for row in rows],
         "not_checked": not_checked + check.not_checked, "machine": machine(), "versions": versions(),
     }, indent=None))  # fmt: skip
     return 0 if passed else 1
@@ -163,7 +152,7 @@ class Check:
     def _plans(self, graph: Graph, inputs: Sequence[Binding], case: ReferenceCase) -> Iterator[Any]:
         """The graph's plans of every set, once for each profile that covers the case."""
         chain = self._chain(graph.name, self._variant)
-        dims = {name: size for name, size in case.dims.items() if name in _symbols(chain)}
+        dims = {name: size for name, size in case.dims.items() if name in symbols_of(chain)}
         for plans in self._sets:
             indices = [index for index, profile in enumerate(plans.profiles) if profile.covers(dims)]
             if not indices:
@@ -196,8 +185,9 @@ class Differences:
             error, not_finite = difference(actual, expected)
             unknown = int(np.count_nonzero(~np.isfinite(expected)))  # which difference leaves out
             rows.append(Row(
-                self._graph.name, self._case.name, name, against, binding.name, -1.0 if unknown else error,
-                allowed_error(binding.dtype, precision, errors.get(binding.name, 0.0)), not_finite + unknown,
+                graph=self._graph.name, case=self._case.name, contender=name, against=against, output=binding.name,
+                error=-1.0 if unknown else error, not_finite=not_finite + unknown,
+                allowed=allowed_error(binding.dtype, precision, errors.get(binding.name, 0.0)),
             ))  # fmt: skip
         self.rows += rows
         return rows
@@ -207,12 +197,6 @@ def external_inputs(chain: Sequence[Graph]) -> list[Binding]:
     """What no graph of the chain makes."""
     made = {binding.name for graph in chain for binding in graph.outputs}
     return list({one.name: one for graph in chain for one in graph.inputs if one.name not in made}.values())
-
-
-def _symbols(chain: Sequence[Graph]) -> set[str]:
-    """The symbols that the shapes of graphs name."""
-    shapes = [binding.shape for graph in chain for binding in graph.bindings]
-    return {axis.partition("/")[0] for shape in shapes for axis in shape if isinstance(axis, str)}
 
 
 def print_rows(rows: Sequence[Row], not_checked: Sequence[str]) -> None:

@@ -13,16 +13,16 @@ from typing import Literal
 
 from engine.binding import Graph, PlanPrecision
 from engine.build import lock, profile_sets
-from engine.bundle import Bundle, load_bundle
-from engine.errors import BackendUnavailable, OptionInvalid, PlanMismatch, PlanMissing, ProfileInvalid
+from engine.bundle import load_bundle
+from engine.errors import BackendUnavailable, OptionInvalid, PlanMismatch, PlanMissing
 from engine.gating import Gate
 from engine.parts import denoiser_of
 from engine.plan import DEFAULTS, PlanInfo, build_command, engines_folder, found_counts
-from engine.profiles import parse_profiles, read_set_name, set_name
+from engine.profiles import found_sets, parse_profiles
 from engine.progress import OnProgress, Progress
 from engine.site import Site, site_of
 from engine.target import Target, parse_target, target_from_folder
-from engine.wanted import Asked, Profiles, Wanted, wanted_plans
+from engine.wanted import Asked, Wanted, wanted_plans
 
 State = Literal["valid", "missing", "stale", "damaged", "rejected"]
 
@@ -68,17 +68,6 @@ def audit(
                 )  # fmt: skip
                 findings += _set_findings(asked, on_progress)
     return findings
-
-
-def found_sets(target_folder: Path, bundle: Bundle) -> list[tuple[Profiles, PlanPrecision]]:
-    """The sets whose folders are there; other folders are none of ours."""
-    found = []
-    for path in sorted(target_folder.glob("*/")):
-        with contextlib.suppress(ProfileInvalid):
-            profiles, precision = read_set_name(path.name, bundle)
-            if set_name(profiles, precision) == path.name:
-                found.append((profiles, precision))
-    return found
 
 
 def _sites(folder: Path, target: str | None) -> list[Site]:

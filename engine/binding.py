@@ -5,7 +5,7 @@ Knows nothing of where a graph is stored or what runs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -66,6 +66,12 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def bindings(self) -> tuple[Binding, ...]:
         """Inputs, then outputs."""
         return self.inputs + self.outputs
+
+
+def symbols_of(graphs: Iterable[Graph]) -> set[str]:
+    """The symbols that the shapes of graphs name."""
+    axes = (axis for graph in graphs for binding in graph.bindings for axis in binding.shape)
+    return {axis.partition("/")[0] for axis in axes if isinstance(axis, str)}
 
 
 def variant_of(precision: PlanPrecision) -> Precision:

@@ -14,7 +14,7 @@ from engine.binding import Dims, Graph, PlanPrecision, variant_of
 from engine.bundle import Bundle
 from engine.chain import misfit
 from engine.dialect import Dialect
-from engine.errors import OptionInvalid, PlanError, PlanInvalid, PlanMismatch, PlanMissing, ProfileInvalid
+from engine.errors import OptionInvalid, PlanError, PlanInvalid, PlanMismatch, PlanMissing
 from engine.machine import Machine
 from engine.parts import denoiser_of
 from engine.plan import (
@@ -32,7 +32,7 @@ from engine.plan import (
     soft_differences,
     verified_plan,
 )
-from engine.profiles import Profile, read_set_name, set_name
+from engine.profiles import Profile, found_sets, set_name
 from engine.publish import rejected_info_path, rejected_path
 from engine.target import Target, target_from_folder
 
@@ -164,12 +164,12 @@ class _Search:
 
     def folders(self, flavour: str) -> Iterator[tuple[Target, tuple[Profile, ...], PlanPrecision]]:
         """The sets that a bundle has folders for; other folders are none of ours."""
-        for path in sorted(engines_folder(self.folder).glob("*/*/")):
-            with contextlib.suppress(OptionInvalid, ProfileInvalid):
-                target = target_from_folder(path.parent.name)
-                profiles, precision = read_set_name(path.name, self.bundle)
-                if target.flavour == flavour and path.name == set_name(profiles, precision):
-                    yield target, profiles, precision
+        for path in sorted(engines_folder(self.folder).glob("*/")):
+            with contextlib.suppress(OptionInvalid):
+                target = target_from_folder(path.name)
+                if target.flavour == flavour:
+                    for profiles, precision in found_sets(path, self.bundle):
+                        yield target, profiles, precision
 
     def plan_set(self, target: Target, profiles: tuple[Profile, ...]) -> PlanSet:
         """The plans of one set. Raises PlanError where a graph has none that may run here."""

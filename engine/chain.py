@@ -39,15 +39,16 @@ def cut_wires(folder: Path, graph: Graph, parts: Sequence[Part]) -> list[Wires]:
     ValueError: for a file that does not parse, and for a graph that cannot be cut so.
     """
     if list(parts) == [WHOLE]:
-        return [Wires(inputs=_names(graph.inputs), outputs=_names(graph.outputs))]
+        return [named_wires(graph.inputs, graph.outputs)]
     from engine.cut import Layout
     from engine.rewrite import read_model
 
     path = folder / graph.file
     layout = Layout(read_model(path.read_bytes(), path.parent))
     cut = (layout.part(part).graph for part in parts)
-    return [Wires(inputs=_names(one.input), outputs=_names(one.output)) for one in cut]
+    return [named_wires(one.input, one.output) for one in cut]
 
 
-def _names(values: Iterable[_Named]) -> tuple[str, ...]:
-    return tuple(value.name for value in values)
+def named_wires(inputs: Iterable[_Named], outputs: Iterable[_Named]) -> Wires:
+    """The names of what a part reads and makes, in order."""
+    return Wires(inputs=tuple(one.name for one in inputs), outputs=tuple(one.name for one in outputs))

@@ -10,9 +10,10 @@ from typing import Any
 
 from engine.binding import Graph, PlanPrecision
 from engine.buildlog import BuildLog, facts_from_plan
+from engine.chain import named_wires
 from engine.dialect import Dialect, Log, Mode
 from engine.errors import BuildFailed, ExtraMissing
-from engine.plan import WHOLE, Facts, Identity, Options, Shapes
+from engine.plan import WHOLE, Facts, Identity, Options, Shapes, Wires
 from engine.publish import unwritable
 from engine.timing import TimingCache
 
@@ -45,12 +46,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """A plan, the mode it was built in, how many warnings TensorRT wrote, and what the build showed.
+    """A plan, its inputs and outputs, the mode it was built in, TensorRT's count of warnings, and what the build showed.
 
     plan: TensorRT's own memory, not copied: a plan is as large as its weights.
     """
 
     plan: memoryview
+    wires: Wires
     mode: Mode
     warnings: int
     facts: Facts
@@ -60,14 +62,15 @@ class Compiled:
 class _Parsable:
     """An ONNX graph as the parser gets it.
 
-    shapes: for each optimization profile, of its inputs. wires: the dtypes of its inputs and outputs. fp32: the
-    tensors that nodes compute in fp32; empty where nothing holds them.
+    shapes: for each optimization profile, of its inputs. types: the dtypes of its inputs and outputs, wires: their
+    names. fp32: the tensors that nodes compute in fp32; empty where nothing holds them.
     """
 
     raw: bytes
     path: Path
     shapes: tuple[Shapes, ...]
-    wires: dict[str, str]
+    types: dict[str, str]
+    wires: Wires
     fp32: frozenset[str] = frozenset()
 
 
@@ -106,12 +109,14 @@ def _compiled(
     log.sink = shown.read
     logger = dialect.logger(log)
     try:  # the parser maps weights, so their file stays for as long as the network does
-        plan = _Build(dialect, source, mode, options, logger).plan(timing, log)
+        build = _Build(dialect, source, mode, options, logger)
+        plan, wires = build.plan(timing, log), build.wires
+        del build  # with it the network, before the plan is looked into
     finally:
         with contextlib.suppress(OSError):
             source.weights.unlink(missing_ok=True)
     facts = None if dialect.flavour.portable else facts_from_plan(dialect, plan, logger)
-    return Compiled(plan=plan, mode=mode, warnings=len(log.warnings), facts=facts or shown.facts())
+    return Compiled(plan=plan, wires=wires, mode=mode, warnings=len(log.warnings), facts=facts or shown.facts())
 
 
 class _Build:
@@ -125,7 +130,8 @@ class _Build:
         parsable = _parsable(dialect, source, mode)
         self._network = _network(dialect, self._builder, logger, parsable)
         self._shapes = parsable.shapes
-        _check_wires(dialect, self._network, parsable.wires)
+        _check_wires(dialect, self._network, parsable.types)
+        self.wires = parsable.wires
         if mode.hold_fp32:
             dialect.hold_fp32(self._network, parsable.fp32)
 
@@ -164,7 +170,8 @@ def _parsable(dialect: Dialect, source: Source, mode: Mode) -> _Parsable:
     wires: dict[str, str] = {binding.name: binding.dtype for binding in source.graph.bindings}
     as_it_is = not (mode.hold_fp32 or dialect.instance_norm_needs_plugin or source.precision == "bf16")
     if as_it_is and identity.part == WHOLE:
-        return _Parsable(raw=raw, path=source.path, shapes=identity.shapes, wires=wires)
+        made = named_wires(source.graph.inputs, source.graph.outputs)
+        return _Parsable(raw=raw, path=source.path, shapes=identity.shapes, types=wires, wires=made)
     try:
         return _rewritten(dialect, source, mode, raw, wires)
     except ImportError as error:
@@ -181,7 +188,7 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
 
     Raises ImportError, ValueError, BuildFailed or OutputError.
     """
-    from engine.cut import part_of, part_shapes
+    from engine.cut import Layout
     from engine.rewrite import (
         bfloat16_from_float16,
         float32_tensors,
@@ -197,8 +204,12 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
         remedy = "Export the bundle again; the file is as export wrote it."
         actual = f"{path.name} does not parse: {error}"
         raise BuildFailed(f"graph {identity.name!r}", actual=actual, allowed="ONNX", remedy=remedy) from error
-    shapes = tuple(part_shapes(model, identity.part, one) for one in identity.shapes)
-    model = part_of(model, identity.part)
+    shapes, made = identity.shapes, named_wires(source.graph.inputs, source.graph.outputs)
+    if identity.part != WHOLE:
+        layout = Layout(model)
+        shapes = tuple(layout.shapes(identity.part, one) for one in identity.shapes)
+        model = layout.part(identity.part)
+        made = named_wires(model.graph.input, model.graph.output)
     if source.precision == "bf16":
         try:
             source.weights.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +222,7 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
     fp32 = float32_tensors(model) if mode.hold_fp32 else frozenset[str]()
     if dialect.instance_norm_needs_plugin:
         layer_norm_from_instance_norm(model)
-    return _Parsable(raw=model.SerializeToString(), path=path, shapes=shapes, wires=wires, fp32=fp32)
+    return _Parsable(raw=model.SerializeToString(), path=path, shapes=shapes, types=wires, wires=made, fp32=fp32)
 
 
 def _network(dialect: Dialect, builder: Any, logger: Any, parsable: _Parsable) -> Any:

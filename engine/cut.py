@@ -62,9 +62,7 @@ def part_shapes(model: onnx.ModelProto, part: Part, shapes: Shapes) -> Shapes:
     """(min, opt, max) of a part's inputs from those of the whole graph's. Raises ValueError as `part_of` does."""
     if part == WHOLE:
         return shapes
-    names = Layout(model).inputs(part)
-    low, opt, high = (tensor_types(model, {name: sizes[k] for name, sizes in shapes.items()}) for k in range(3))
-    return {name: (low[name][1], opt[name][1], high[name][1]) for name in names}
+    return Layout(model).shapes(part, shapes)
 
 
 class Layout:
@@ -145,6 +143,12 @@ class Layout:
             [tensor for tensor in graph.initializer if tensor.name in used],
         )  # fmt: skip
         return helper.make_model(made, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
+
+    def shapes(self, part: Part, shapes: Shapes) -> Shapes:
+        """(min, opt, max) of a part's inputs from those of the whole graph's."""
+        probed = ({name: sizes[k] for name, sizes in shapes.items()} for k in range(3))
+        low, opt, high = (tensor_types(self._model, sizes) for sizes in probed)
+        return {name: (low[name][1], opt[name][1], high[name][1]) for name in self.inputs(part)}
 
     def inputs(self, part: Part) -> list[str]:
         """What a part reads: inputs of the graph in their order, then results of earlier parts in theirs."""

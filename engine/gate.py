@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.binding import Array, Dims, Graph, variant_of
+from engine.binding import Array, Dims, Graph, symbols_of, variant_of
 from engine.bundle import Bundle, ReferenceCase, load_bundle, verified_path
 from engine.compare import allowed_error, compared, miss_text
 from engine.cuda import Cuda
@@ -105,7 +105,7 @@ class Judge:
     def _compare_graph(self, graph: Graph) -> None:
         """A graph at every case, with each profile that covers it."""
         chain = [one for one in self._graphs if one.hoisted_from == graph.name] + [graph]
-        used = {symbol for one in chain for binding in one.bindings for symbol in _symbols(binding.shape)}
+        used = symbols_of(chain)
         fitting = dict.fromkeys(range(len(self._profiles)), 0)
         for case in self._reference.cases:
             indices = self._covering({name: size for name, size in case.dims.items() if name in used})
@@ -185,10 +185,6 @@ class Judge:
         reason = self._reasons.get(name, "" if found else "no recorded case fits the profiles")
         status: Status = "rejected" if name in self._reasons else "passed" if found else "unverified"
         return Verdict(status=status, reason=reason, machine=machine, comparisons=found, ungated=ungated)
-
-
-def _symbols(shape: Sequence[int | str]) -> set[str]:
-    return {axis.partition("/")[0] for axis in shape if isinstance(axis, str)}
 
 
 def _dims_text(dims: Dims) -> str:

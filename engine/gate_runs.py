@@ -19,6 +19,7 @@ from engine.errors import BundleInvalid
 from engine.job import GateJob
 from engine.plan import Part, build_remedy, check_identity, identity_of, read_info, verified_plan
 from engine.profiles import Profile
+from engine.wiring import swapped
 
 Wires = dict[str, DeviceTensor]
 
@@ -77,7 +78,7 @@ class Runs:
         """
         case = self._bundle.reference.loop
         wires = self._allocated(graphs, case.dims)
-        turns = wires, _swapped(graphs, wires)
+        turns = wires, swapped(graphs, wires)
         known: set[str] = set()
         for graph in graphs:
             for binding in graph.inputs:
@@ -138,11 +139,3 @@ def recorded(arrays: Mapping[str, Array], key: str) -> Array:
             f"reference.npz, '{key}'", actual="no such array", allowed="what the graphs read and make",
             remedy="Run `zturbo export` again.",
         ) from error  # fmt: skip
-
-
-def _swapped(graphs: Sequence[Graph], wires: Wires) -> Wires:
-    """The wires with each carried pair in the other's place."""
-    swapped = dict(wires)
-    for name, after in ((name, after) for graph in graphs for name, after in graph.carried.items()):
-        swapped[name], swapped[after] = wires[after], wires[name]
-    return swapped

@@ -117,17 +117,15 @@ class Gate:
 
     def _verdict(self, reply: GateReply, job: Job) -> Verdict:
         """What the gate said of a plan; a verdict that is there stays where it said nothing new."""
-        before = self._infos[job.plan].verdict
+        said = None if reply.failure is not None else reply.verdicts.get(job.graph.name)
+        if said is not None:
+            machine = said.machine or self._asked.site.gpu
+            return msgspec.structs.replace(said, machine=machine, reference=reference_sha256(self._asked.bundle))
+        reason = "the parity gate said nothing of it"
         if reply.failure is not None:
             reason = f"the parity gate could not run: {reply.failure.subject}: {reply.failure.actual}"
-            return Verdict(status="unverified", reason=reason) if is_open(before) else before
-        said = reply.verdicts.get(job.graph.name)
-        if said is None:
-            return (
-                Verdict(status="unverified", reason="the parity gate said nothing of it") if is_open(before) else before
-            )
-        machine = said.machine or self._asked.site.gpu
-        return msgspec.structs.replace(said, machine=machine, reference=reference_sha256(self._asked.bundle))
+        before = self._infos[job.plan].verdict
+        return Verdict(status="unverified", reason=reason) if is_open(before) else before
 
     def _put(self, jobs: Iterable[Job], verdicts: Mapping[str, Verdict]) -> None:
         for job in jobs:

@@ -7,6 +7,7 @@ bundle's family under it. Knows the bundle's limits; does not know what a plan i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -156,6 +157,17 @@ def read_set_name(name: str, bundle: Bundle) -> tuple[tuple[Profile, ...], PlanP
         raise _invalid(name, f"a folder of precision '{suffix}'", ", ".join(get_args(PlanPrecision)), _REMEDY)
     texts = (re.sub(r"\Adynamic-", "dynamic:", slug) for slug in slugs.split("+"))
     return tuple(parse_profile(text, bundle) for text in texts), _SUFFIXES[suffix]
+
+
+def found_sets(target_folder: Path, bundle: Bundle) -> list[tuple[tuple[Profile, ...], PlanPrecision]]:
+    """The sets whose folders are there; other folders are none of ours."""
+    found = []
+    for path in sorted(target_folder.glob("*/")):
+        with contextlib.suppress(ProfileInvalid):
+            profiles, precision = read_set_name(path.name, bundle)
+            if set_name(profiles, precision) == path.name:
+                found.append((profiles, precision))
+    return found
 
 
 def _rows(text: str, low: int, high: int) -> Range:

@@ -7,11 +7,12 @@ Knows neither files nor what runs a graph.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar, get_args
 
 from engine.binding import SYMBOLS, Axis, Binding, DType, Graph, Stage
 
+T = TypeVar("T")
 Wire = tuple[DType, tuple[Axis, ...]]
 IMAGES = "images"
 """The wire that the host reads: uint8, (samples, height, width, channels)."""
@@ -28,6 +29,14 @@ def host_wires(channels: int, factor: int, table_rows: int, columns: int) -> dic
         "uncond_row": ("int32", ("samples",)),
         "sample_of_row": ("int32", ("rows",)),
     }
+
+
+def swapped(graphs: Iterable[Graph], buffers: Mapping[str, T]) -> dict[str, T]:
+    """The buffers by wire with each carried pair in the other's place, as every second step of a loop has them."""
+    other = dict(buffers)
+    for name, after in ((name, after) for graph in graphs for name, after in graph.carried.items()):
+        other[name], other[after] = buffers[after], buffers[name]
+    return other
 
 
 def wiring_problem(graphs: Sequence[Graph], host: Mapping[str, Wire]) -> str | None:

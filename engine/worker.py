@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 
 from engine.bundle import FileEntry, verified_file
-from engine.chain import cut_wires
 from engine.child import serve
 from engine.compile import Compiled, Source, plan_from_onnx
 from engine.dialect import load_dialect
@@ -64,8 +63,8 @@ def _info(job: Job, compiled: Compiled, seconds: float) -> PlanInfo:
     entry = FileEntry(size_bytes=len(compiled.plan), sha256=hashlib.sha256(compiled.plan).hexdigest())
     return PlanInfo(
         version_of_schema=VERSION, sha256="", identity=job.identity, plan=entry, options=job.options,
-        wires=cut_wires(Path(job.folder), job.graph, [job.identity.part])[0], mode=compiled.mode.name,
-        machine=job.machine, warnings=compiled.warnings, seconds=round(seconds, 3),
+        wires=compiled.wires, mode=compiled.mode.name, machine=job.machine, warnings=compiled.warnings,
+        seconds=round(seconds, 3),
         facts=msgspec.structs.replace(compiled.facts, peak_host_bytes=peak_host_bytes()), verdict=NOT_YET,
     )  # fmt: skip
 

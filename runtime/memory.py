@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from engine.binding import Array, Dims, Graph
+from engine.wiring import swapped
 from runtime.backends.base import Backend, Buffer, Launch, in_order
 
 MAX_WIRINGS = 4
@@ -38,11 +39,7 @@ class Wiring:
         self.buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
         self.dims, self.conditioned = dict(dims), tuple(conditioned)
         self.position = self.moment = 0
-        carried = {name: after for graph in graphs for name, after in graph.carried.items()}
-        swapped = {**self.buffers}
-        for name, after in carried.items():
-            swapped[name], swapped[after] = self.buffers[after], self.buffers[name]
-        self._turns = (self.buffers, swapped)
+        self._turns = (self.buffers, swapped(graphs, self.buffers))
         phases: dict[Phase, list[Graph]] = {phase: [] for phase in TURNS}
         for graph in graphs:
             phases["conditioning" if graph in conditioning else graph.stage].append(graph)

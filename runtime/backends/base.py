@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.binding import Array, Binding, Dims, Graph, PlanPrecision
+from engine.binding import Array, Binding, Dims, Graph, PlanPrecision, Precision, variant_of
+from engine.errors import BackendUnavailable
 
 Launch = Callable[[], None]
 """Starts one graph on the buffers it was bound to; the work may still run when it returns."""
@@ -19,6 +20,17 @@ Launch = Callable[[], None]
 
 def done() -> None:
     """The event of work that is over when its launch returns: nothing to wait for."""
+
+
+def asked_variant(backend: str, precision: PlanPrecision) -> Precision:
+    """The variant that was asked of a backend which runs the graphs as they are. Raises BackendUnavailable."""
+    variant = variant_of(precision)
+    if precision != variant:
+        raise BackendUnavailable(
+            f"backend {backend}", actual=f"precision {precision}", allowed="fp32, fp16",
+            remedy="Ask for fp16, or build plans of that precision for TensorRT.",
+        )  # fmt: skip
+    return variant
 
 
 def in_order(launches: Sequence[Launch]) -> Launch:

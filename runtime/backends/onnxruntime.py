@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from engine.binding import Array, Binding, Dims, Graph, Precision, variant_of
+from engine.binding import Array, Binding, Dims, Graph, Precision
 from engine.bundle import Bundle, verified_graph
 from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid
-from runtime.backends.base import BackendOptions, Buffer, HostRow, Launch, NoCaptures, done, in_order
+from runtime.backends.base import BackendOptions, Buffer, HostRow, Launch, NoCaptures, asked_variant, done, in_order
 from runtime.backends.ort_sessions import Sessions, parts_of, physical_cores
 
 CPU = "CPUExecutionProvider"
@@ -189,11 +189,6 @@ def _provider(ort: Any, device: str | None) -> tuple[str, int]:
 def _precision(bundle: Bundle, options: BackendOptions, provider: str) -> Precision:
     """What was asked, else fp32 on the CPU and fp16 elsewhere, else what the bundle has."""
     if options.precision is not None:
-        if options.precision != variant_of(options.precision):
-            raise BackendUnavailable(
-                "backend onnxruntime", actual=f"precision {options.precision}", allowed="fp32, fp16",
-                remedy="Ask for fp16, or build plans of that precision for TensorRT.",
-            )  # fmt: skip
-        return variant_of(options.precision)
+        return asked_variant("onnxruntime", options.precision)
     wanted: Precision = "fp32" if provider == CPU else "fp16"
     return wanted if wanted in bundle.variants else next(iter(bundle.variants))

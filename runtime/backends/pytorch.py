@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from engine.binding import Array, Binding, Dims, Graph, PlanPrecision, Precision, variant_of
+from engine.binding import Array, Binding, Dims, Graph, PlanPrecision, Precision
 from engine.bundle import Bundle
 from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid, SourceError
-from runtime.backends.base import BackendOptions, Buffer, Launch, NoCaptures, done, in_order
+from runtime.backends.base import BackendOptions, Buffer, Launch, NoCaptures, asked_variant, done, in_order
 
 MAX_ROWS = 16
 
@@ -180,12 +180,7 @@ def _precision(options: BackendOptions, device: str) -> Precision:
     """What was asked, else fp16 on a GPU and fp32 on the CPU. Raises BackendUnavailable for what no module has."""
     if options.precision is None:
         return "fp16" if device.startswith("cuda") else "fp32"
-    if options.precision != variant_of(options.precision):
-        raise BackendUnavailable(
-            "backend pytorch", actual=f"precision {options.precision}", allowed="fp32, fp16",
-            remedy="Ask for fp16, or build plans of that precision for TensorRT.",
-        )  # fmt: skip
-    return variant_of(options.precision)
+    return asked_variant("pytorch", options.precision)
 
 
 def _device(torch: Any, options: BackendOptions) -> str:
