@@ -46,7 +46,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """A plan, its inputs and outputs, the mode it was built in, TensorRT's count of warnings, and what the build showed.
+    """A plan, its inputs and outputs, the mode it was built in, its count of warnings, and what the build showed.
 
     plan: TensorRT's own memory, not copied: a plan is as large as its weights.
     """
