@@ -162,7 +162,7 @@ class Check:
             for index in indices:
                 runners = [self._tools.tensorrt(raw, index) for raw in found]
                 name = f"{self._flavour} {plans.profiles[index]}{of}"
-                yield self._tools.chain(name, inputs, graph.outputs, runners)
+                yield self._tools.chain(name, inputs, graph.outputs, runners, one_by_one=graph.one_by_one)
 
 
 class Differences:

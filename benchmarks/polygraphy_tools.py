@@ -20,7 +20,8 @@ from engine.errors import ExtraMissing
 @dataclass(frozen=True, slots=True)
 class Tools:
     """comparator: Polygraphy's. onnxruntime: a runner of an ONNX file on the CPU. tensorrt: one of a plan's bytes, with
-    an optimization profile. chain: one of a name, the bindings of its inputs and outputs, and runners that run in turn.
+    an optimization profile. chain: one of a name, the bindings of its inputs and outputs, and runners that run in turn,
+    for each sample by itself where one_by_one is set.
     """
 
     comparator: Any
@@ -63,10 +64,11 @@ def _chain_class() -> Callable[..., Any]:
         """Runners wired by name; each is fed in the types that it takes."""
 
         def __init__(
-            self, name: str, inputs: Sequence[Binding], outputs: Sequence[Binding], runners: Sequence[Any]
-        ) -> None:
+            self, name: str, inputs: Sequence[Binding], outputs: Sequence[Binding], runners: Sequence[Any],
+            *, one_by_one: bool = False,
+        ) -> None:  # fmt: skip
             super().__init__(name=name)
-            self._inputs, self._outputs, self._runners = inputs, outputs, runners
+            self._inputs, self._outputs, self._runners, self._one_by_one = inputs, outputs, runners, one_by_one
 
         def activate_impl(self) -> None:
             for runner in self._runners:
@@ -84,15 +86,32 @@ def _chain_class() -> Callable[..., Any]:
             return found
 
         def infer_impl(self, feed_dict: dict[str, Array]) -> dict[str, Array]:
-            values, seconds = dict(feed_dict), 0.0
-            for runner in self._runners:
-                made = runner.infer(_taken(runner, values, datatype.DataType))
-                values |= {name: np.array(array) for name, array in made.items()}
-                seconds += runner.last_inference_time()
-            self.inference_time = seconds
+            self.inference_time = 0.0
+            return by_sample(self._infer, feed_dict) if self._one_by_one else self._infer(feed_dict)
+
+        def _infer(self, feed_dict: dict[str, Array]) -> dict[str, Array]:
+            values, seconds = _in_turn(self._runners, feed_dict, datatype.DataType)
+            self.inference_time += seconds
             return {binding.name: values[binding.name] for binding in self._outputs}
 
     return Chain
+
+
+def _in_turn(runners: Sequence[Any], feed: dict[str, Array], types: Any) -> tuple[dict[str, Array], float]:
+    """Every wire once the runners ran one after another, and the seconds that took. types: Polygraphy's DataType."""
+    values, seconds = dict(feed), 0.0
+    for runner in runners:
+        made = runner.infer(_taken(runner, values, types))
+        values |= {name: np.array(array) for name, array in made.items()}
+        seconds += runner.last_inference_time()
+    return values, seconds
+
+
+def by_sample(infer: Callable[[dict[str, Array]], dict[str, Array]], feed: dict[str, Array]) -> dict[str, Array]:
+    """What is inferred of each entry along the first axis, put together again."""
+    count = min(len(array) for array in feed.values())
+    made = [infer({name: array[k : k + 1] for name, array in feed.items()}) for k in range(count)]
+    return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
 
 
 def _taken(runner: Any, values: dict[str, Array], types: Any) -> dict[str, Array]:

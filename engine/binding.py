@@ -67,6 +67,15 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         """Inputs, then outputs."""
         return self.inputs + self.outputs
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether samples can pass through it one at a time: nothing of it concerns more than one of them.
+
+        True of decoders, and their plans take one sample: TensorRT 8.6 did not finish SD 1.5's for a range of samples,
+        its scratch is the largest there is and grows with the batch, and one sample fills a GPU.
+        """
+        return self.stage == "final" and all(binding.shape[:1] == ("samples",) for binding in self.bindings)
+
 
 def symbols_of(graphs: Iterable[Graph]) -> set[str]:
     """The symbols that the shapes of graphs name."""

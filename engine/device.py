@@ -168,6 +168,13 @@ class DeviceTensor:
             raise ValueError(f"{saved.dtype} {saved.shape} loaded into a row of {self.dtype} {self.shape}")
         self._copy(self._row(index), saved.address, saved.size_bytes, "cudaMemcpyDeviceToDevice")
 
+    def copy_row(self, index: int, source: DeviceTensor, source_index: int) -> None:
+        """Copy one entry of another tensor's first axis to index of this one's. Raises ExecutionFailed."""
+        if (source.shape[1:], source.dtype) != (self.shape[1:], self.dtype):
+            raise ValueError(f"a row of {source.dtype} {source.shape} copied into {self.dtype} {self.shape}")
+        size_bytes = self.size_bytes // self.shape[0]
+        self._copy(self._row(index), source._row(source_index), size_bytes, "cudaMemcpyDeviceToDevice")
+
     def _row(self, index: int) -> int:
         """The address of an entry of the first axis."""
         if not 0 <= index < self.shape[0]:

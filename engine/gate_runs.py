@@ -17,6 +17,7 @@ from engine.device import Device, DeviceTensor
 from engine.dialect import Dialect
 from engine.errors import BundleInvalid
 from engine.job import GateJob
+from engine.one_by_one import OneByOne, bound_graph
 from engine.plan import Part, build_remedy, check_identity, identity_of, read_info, verified_plan
 from engine.profiles import Profile
 from engine.wiring import swapped
@@ -26,7 +27,10 @@ Wires = dict[str, DeviceTensor]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One run of a graph. inputs: what it was fed; outputs: what it made; inner: reads what its parts handed on."""
+    """One run of a graph. inputs: what it was fed; outputs: what it made; inner: reads what its parts handed on.
+
+    Of a graph through which samples pass one by one, inputs and inner are the last sample's.
+    """
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
@@ -69,6 +73,8 @@ class Runs:
         last = chain[-1]
         inputs |= {binding.name: wires[binding.name].read() for binding in last.inputs if binding.name in made}
         outputs = {binding.name: wires[binding.name].read() for binding in last.outputs}
+        if last.one_by_one:
+            inputs = {name: array[-1:] for name, array in inputs.items()}
         return Ran(inputs, outputs, lambda name: launches[-1].tensors[name].read())
 
     def loop(self, graphs: Sequence[Graph], results: Sequence[str], profile: int) -> dict[str, Array]:
@@ -122,9 +128,9 @@ class Runs:
         bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
         return {name: self._device.tensor(b.resolve(dims), b.dtype) for name, b in bindings.items()}
 
-    def _bound(self, graph: Graph, wires: Wires, profile: int) -> Bound:
+    def _bound(self, graph: Graph, wires: Wires, profile: int) -> Bound | OneByOne:
         own = {binding.name: wires[binding.name] for binding in graph.bindings}
-        return self._engines[graph.name].bind(graph.name, own, profile)
+        return bound_graph(self._engines[graph.name], self._device, graph, own, profile)
 
     def _recorded(self, prefix: str, binding: Binding) -> Array:
         return recorded(self._arrays, prefix + binding.name).astype(binding.dtype)

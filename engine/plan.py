@@ -159,7 +159,7 @@ def identity_of(
     return Identity(
         bundle_sha256=bundle.sha256, graph=graph.name, graph_sha256=graph_sha256(bundle, graph), part=part,
         precision=precision, profiles=tuple(profile.text for profile in profiles),
-        shapes=tuple({b.name: profile.ranges(b) for b in graph.inputs} for profile in profiles),
+        shapes=tuple(profile.shapes(graph) for profile in profiles),
         flavour=flavour, version=version, capabilities=capabilities,
     )  # fmt: skip
 

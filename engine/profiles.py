@@ -11,13 +11,13 @@ import contextlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import msgspec
 
-from engine.binding import Binding, Dims, PlanPrecision
+from engine.binding import Binding, Dims, Graph, PlanPrecision
 from engine.bundle import Bundle
 from engine.errors import ProfileInvalid
 
@@ -72,6 +72,13 @@ class Profile:
         """The least, the tuned-for and the greatest shape of a binding."""
         low, opt, high = ({name: values[i] for name, values in self.symbols.items()} for i in range(3))
         return binding.resolve(low), binding.resolve(opt), binding.resolve(high)
+
+    def shapes(self, graph: Graph) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        """The ranges of a graph's inputs in a plan of it; a graph through which samples pass one by one takes one."""
+        if not graph.one_by_one:
+            return {binding.name: self.ranges(binding) for binding in graph.inputs}
+        single = replace(self, symbols={**self.symbols, "samples": Range(1, 1, 1)})
+        return {binding.name: single.ranges(binding) for binding in graph.inputs}
 
     def covers(self, dims: Dims) -> bool:
         """Whether every symbol's value lies in its range."""

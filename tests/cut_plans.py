@@ -39,7 +39,7 @@ def put(
     for graph in bundle.graphs("fp16"):
         model, count = models.get(graph.name, onnx.load(shelf.folder / graph.file)), parts.get(graph.name, 1)
         for part in ((index, count) for index in range(1, count + 1)):
-            ranges = [part_shapes(model, part, {b.name: p.ranges(b) for b in graph.inputs}) for p in found]
+            ranges = [part_shapes(model, part, p.shapes(graph)) for p in found]
             cut = part_of(model, part)
             raw = plan_bytes(cut, ranges, version, 4096)
             info = PlanInfo(

@@ -49,7 +49,7 @@ class Shelf:
         bundle = load_bundle(self.folder)
         found = parse_profiles(profiles, bundle)
         for graph in bundle.graphs(variant_of(precision)):
-            shapes = [{one.name: profile.ranges(one) for one in graph.inputs} for profile in found]
+            shapes = [profile.shapes(graph) for profile in found]
             models = parts_of(onnx.load(self.folder / graph.file), (cuts or {}).get(graph.name, ()), shapes)
             for index, (model, ranges) in enumerate(models, 1):
                 part = index, len(models)

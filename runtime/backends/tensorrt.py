@@ -23,6 +23,7 @@ from engine.device import Device, DeviceTensor, Stamp
 from engine.dialect import Dialect, load_dialect
 from engine.errors import BackendUnavailable, ExecutionFailed, PlanError, ShapeOutsideProfile, ZturboError
 from engine.machine import Machine, machine_of
+from engine.one_by_one import bound_graph
 from engine.plan import build_remedy
 from engine.profiles import size_text
 from engine.target import Target
@@ -58,7 +59,7 @@ class TensorRTBackend:
         plans, profile = found
         names = {binding.name for binding in graph.bindings}
         tensors = {name: cast("DeviceTensor", buffer) for name, buffer in buffers.items() if name in names}
-        return self._loaded(plans).bind(graph.name, tensors, profile)
+        return bound_graph(self._loaded(plans), self._gpu, graph, tensors, profile)
 
     def capture(self, launches: Sequence[Launch]) -> Launch:
         """One launch of several: plain once, then captured and replayed; plain for good where that fails."""
