@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.binding import Graph, PlanPrecision
-from engine.build import lock, profile_sets
+from engine.build import check_tolerance, lock, profile_sets
 from engine.bundle import load_bundle
 from engine.errors import BackendUnavailable, OptionInvalid, PlanMismatch, PlanMissing
 from engine.gating import Gate
@@ -22,6 +22,7 @@ from engine.profiles import found_sets, parse_profiles
 from engine.progress import OnProgress, Progress
 from engine.site import Site, site_of
 from engine.target import Target, parse_target, target_from_folder
+from engine.verdict import TOLERANCE
 from engine.wanted import Asked, Wanted, wanted_plans
 
 State = Literal["valid", "missing", "stale", "damaged", "rejected"]
@@ -45,14 +46,15 @@ class Finding:
 
 def audit(
     folder: Path, target: str | None = None, profiles: Sequence[str] | None = None, *, shared: bool = False,
-    precision: PlanPrecision = "fp16", on_progress: OnProgress = lambda _: None,
+    precision: PlanPrecision = "fp16", tolerance: float = TOLERANCE, on_progress: OnProgress = lambda _: None,
 ) -> list[Finding]:  # fmt: skip
     """Judge the plans of the profiles asked for, or where None are, of every set that there is a folder of.
 
     target: None for every one that there is a folder of. Where a target's TensorRT or GPU is not here, the folder's own
-    name says what its plans are to be for. Raises BundleError, InvalidInput, BuildFailed, OutputError or
-    BackendUnavailable.
+    name says what its plans are to be for. tolerance: as of `build_engines`. Raises BundleError, InvalidInput,
+    BuildFailed, OutputError or BackendUnavailable.
     """
+    check_tolerance(tolerance)
     bundle = load_bundle(folder)
     named = None if profiles is None else profile_sets(parse_profiles(profiles, bundle), shared)
     findings: list[Finding] = []
@@ -64,7 +66,7 @@ def audit(
             for one, kind in sets:
                 asked = Asked(
                     folder=folder, bundle=bundle, site=site, sets=(one,), precision=kind, options=None, parts=None,
-                    cores=1, memory_bytes=None,
+                    cores=1, memory_bytes=None, tolerance=tolerance,
                 )  # fmt: skip
                 findings += _set_findings(asked, on_progress)
     return findings

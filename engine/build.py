@@ -28,18 +28,21 @@ from engine.progress import BuildEvent, OnProgress, Progress
 from engine.publish import publish_info, remove, sweep, unwritable
 from engine.site import Site, site_of
 from engine.target import parse_target
+from engine.verdict import TOLERANCE
 from engine.wanted import Asked, Wanted, look, plan_jobs, replaced_plans, wanted_plans
 
 __all__ = ["BuildEvent", "OnProgress", "build_engines"]
 
 MAX_LEVEL = 5
+MAX_TOLERANCE = 16.0
+"""Of the gate: past this a plan would pass that is as far off as a wrong one."""
 DEFAULTS = Options()
 
 
 def build_engines(
     folder: Path, target: str, profiles: Sequence[str], *, precision: PlanPrecision = "fp16",
     options: Options = DEFAULTS, shared: bool = False, parts: int | None = None, jobs: int | None = None,
-    on_progress: OnProgress = lambda _: None,
+    tolerance: float = TOLERANCE, on_progress: OnProgress = lambda _: None,
 ) -> list[PlanInfo]:  # fmt: skip
     """Build a plan for every graph of a bundle and every profile, where a valid one is not there already.
 
@@ -49,18 +52,20 @@ def build_engines(
     jobs: builds side by side; None: one for each core that this process may use. For `tensorrt` too, though its kernels
     are then timed on a GPU that other builds use: emoji's six plans took as long as the slowest, 231 s (8.6.0, H100,
     16 cores). `jobs=1` times each in peace.
+    tolerance: how many times what torch's own fp16 loses against fp32 an fp16 plan may lose to pass the parity gate.
     on_progress: what it raises ends the build within a second or so; what is finished stays.
     Returns the info of every plan, kept ones too, profile by profile. A build that fails lets those that run finish.
     Raises BundleError, InvalidInput, BackendUnavailable, BuildFailed, ExtraMissing or OutputError.
     """
     check_options(options, parts, jobs)
+    check_tolerance(tolerance)
     bundle, wanted_target = load_bundle(folder), parse_target(target)
     read = parse_profiles(profiles, bundle)
     site = site_of(wanted_target)
     asked = Asked(
         folder=folder, bundle=bundle, site=site, sets=profile_sets(read, shared), precision=precision,
         options=_options(site, precision, options), parts=parts, cores=usable_cores() if jobs is None else jobs,
-        memory_bytes=free_memory(),
+        memory_bytes=free_memory(), tolerance=tolerance,
     )  # fmt: skip
     _ = [asked.plan(one, graph) for one in asked.sets for graph in asked.graphs]  # raises for what cannot be named
     progress = Progress(on_progress)
@@ -87,6 +92,14 @@ def check_options(options: Options, parts: int | None, jobs: int | None) -> None
         if value is not None and (value < low or (high is not None and value > high)):
             allowed = f"{low} or more" if high is None else f"{low} to {high}"
             raise OptionInvalid(name, actual=str(value), allowed=allowed, remedy="Leave it out for the default.")
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise OptionInvalid for a tolerance of the gate that no plan could meet, or that judges nothing."""
+    if not 1 <= tolerance <= MAX_TOLERANCE:
+        raise OptionInvalid(
+            "tolerance", actual=f"{tolerance:g}", allowed=f"1 to {MAX_TOLERANCE:g}", remedy="Leave it out for 2."
+        )
 
 
 def profile_sets(profiles: Sequence[Profile], shared: bool) -> tuple[tuple[Profile, ...], ...]:

@@ -62,6 +62,7 @@ class Judge:
     ) -> None:  # fmt: skip
         self._folder, self._reference, self._precision = folder, bundle.reference, job.precision
         self._profiles, self._runs, self._arrays = profiles, runs, arrays
+        self._tolerance = job.tolerance
         every = bundle.graphs(variant_of(job.precision))
         self._graphs = [graph for graph in every if graph.name in job.plans]
         self._whole = len(self._graphs) == len(every)
@@ -124,7 +125,8 @@ class Judge:
         errors, types = case.fp16_error.get(graph.name, {}), {binding.name: binding.dtype for binding in graph.outputs}
         found = []
         for name, actual in ran.outputs.items():
-            allowed = allowed_error(types[name], self._precision, errors.get(name, 0.0))
+            loses = errors.get(name, 0.0)
+            allowed = allowed_error(types[name], self._precision, loses, tolerance=self._tolerance)
             found.append(compared(label, graph.name, name, (actual, recorded(self._arrays, prefix + name)), allowed))
         self._found[graph.name] += found
         missed = [one for one in found if not one.passed]
@@ -158,7 +160,8 @@ class Judge:
         found = []
         for name, actual in self._runs.loop(self._graphs, list(made), profile).items():
             graph, binding = made[name]
-            allowed = allowed_error(binding.dtype, self._precision, case.fp16_error.get(name, 0.0), loop=True)
+            loses = case.fp16_error.get(name, 0.0)
+            allowed = allowed_error(binding.dtype, self._precision, loses, loop=True, tolerance=self._tolerance)
             found.append(compared(label, graph.name, name, (actual, recorded(self._arrays, f"loop/{name}")), allowed))
         missed = [one for one in found if not one.passed]
         blamed = "loop" if any(one.output == LATENTS for one in missed) else "final"
@@ -184,7 +187,9 @@ class Judge:
         found, ungated = tuple(self._found[name]), tuple(self._ungated[name])
         reason = self._reasons.get(name, "" if found else "no recorded case fits the profiles")
         status: Status = "rejected" if name in self._reasons else "passed" if found else "unverified"
-        return Verdict(status=status, reason=reason, machine=machine, comparisons=found, ungated=ungated)
+        return Verdict(
+            status=status, reason=reason, machine=machine, comparisons=found, ungated=ungated, tolerance=self._tolerance
+        )
 
 
 def _dims_text(dims: Dims) -> str:

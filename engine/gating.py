@@ -75,7 +75,7 @@ class Gate:
         identity = members[0].identity
         return run_gate(GateJob(
             folder=str(self._asked.folder), flavour=identity.flavour, precision=identity.precision,
-            profiles=identity.profiles, plans=plans,
+            profiles=identity.profiles, plans=plans, tolerance=self._asked.tolerance,
         ), self._progress.checking(identity.profiles))  # fmt: skip
 
     def _one_by_one(self, members: Sequence[Job], whole: GateReply) -> GateReply:
@@ -175,5 +175,6 @@ def rejection(rejected: Sequence[Rejected]) -> BuildFailed:
     return BuildFailed(
         f"graph {identity.name!r}, profile {' + '.join(identity.profiles)}, against the reference",
         actual=actual + (f" (rejected too: {others})" if others else ""), allowed=allowed,
-        remedy=f"The plan is set aside, the report is {first.report}; try `--precision fp32` or another TensorRT.",
+        remedy=f"The plan is set aside, the report is {first.report}; try `--precision fp32` or another TensorRT, or a "
+        "higher `--tolerance` for plans that are right but round more.",
     )  # fmt: skip

@@ -12,7 +12,7 @@ from engine.bundle import FileEntry, Struct
 from engine.errors import ZturboError
 from engine.machine import Machine
 from engine.plan import Identity, Options, PlanInfo
-from engine.verdict import Verdict
+from engine.verdict import TOLERANCE, Verdict
 
 
 class Job(Struct, frozen=True):
@@ -40,6 +40,7 @@ class GateJob(Struct, frozen=True):
     """The plans of one set to compare with the reference.
 
     plans: by graph, a path for each part in order; of some graphs only, where those of all took the gate down.
+    tolerance: how many times what torch's own fp16 loses a plan may lose.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class GateJob(Struct, frozen=True):
     precision: PlanPrecision
     profiles: tuple[str, ...]
     plans: dict[str, tuple[str, ...]]
+    tolerance: float = TOLERANCE
 
 
 class GateReply(Struct, frozen=True):

@@ -11,6 +11,10 @@ Status = Literal["passed", "unverified", "rejected"]
 """passed: compared, and within the tolerance. unverified: not compared, the reason says why. rejected: kept aside."""
 
 
+TOLERANCE = 2.0
+"""How many times what torch's own fp16 loses an fp16 plan may lose, where a user does not ask for another number."""
+
+
 class Comparison(Struct, frozen=True):
     """One output beside the recorded fp32 torch output.
 
@@ -38,7 +42,7 @@ class Verdict(Struct, frozen=True):
     reason: in words, why it is unverified or rejected; empty for one that passed. machine: where it was compared; None
     where the gate did not run. reference: identity of what it was compared with (engine/wanted.py). comparisons: those
     of its graph (of a part: of its whole chain) and of the loop. ungated: profiles, or cases of the reference, of which
-    nothing could be compared, in words.
+    nothing could be compared, in words. tolerance: by which TOLERANCE was replaced.
     """
 
     status: Status
@@ -47,11 +51,17 @@ class Verdict(Struct, frozen=True):
     reference: str = ""
     comparisons: tuple[Comparison, ...] = ()
     ungated: tuple[str, ...] = ()
+    tolerance: float = TOLERANCE
 
     @property
     def text(self) -> str:
-        """As a person says it: `passed`, `unverified: built for 8.6 without a GPU`, `passed (not compared: loop)`."""
+        """As a person says it: `passed`, `unverified: built for 8.6 without a GPU`, `passed (not compared: loop)`.
+
+        A tolerance of the user's own is told.
+        """
         said = f"{self.status}: {self.reason}" if self.reason else self.status
+        if self.comparisons and self.tolerance != TOLERANCE:
+            said += f" at tolerance {self.tolerance:g}"
         return f"{said} (not compared: {'; '.join(self.ungated)})" if self.ungated else said
 
 

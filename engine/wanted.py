@@ -33,7 +33,7 @@ from engine.profiles import Profile
 from engine.progress import Kind
 from engine.publish import rejected_info_path
 from engine.site import Site
-from engine.verdict import NOT_YET, Verdict
+from engine.verdict import NOT_YET, TOLERANCE, Verdict
 
 Profiles = tuple[Profile, ...]
 
@@ -44,6 +44,7 @@ class Asked:
 
     sets: the profiles of each set of plans, which has a folder of its own. options: without those that change nothing
     here. parts: None for auto. cores: how many builds may run side by side. memory_bytes: of the host, for builds.
+    tolerance: the parity gate's.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Asked:
     parts: int | None
     cores: int
     memory_bytes: int | None
+    tolerance: float = TOLERANCE
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -195,11 +197,13 @@ def reference_sha256(bundle: Bundle) -> str:
 
 
 def _still(verdict: Verdict, asked: Asked) -> Verdict:
-    """A verdict here and now: it holds where the gate would compare with the same, on a GPU of the same capability."""
+    """A verdict here and now: it holds where the gate would compare with the same and allow as much, on a GPU of the
+    same capability.
+    """
     judge, here = verdict.machine, asked.site.gpu
     if judge is None:
         return verdict
-    if verdict.reference != reference_sha256(asked.bundle):
+    if verdict.reference != reference_sha256(asked.bundle) or verdict.tolerance > asked.tolerance:
         return NOT_YET
     if asked.site.runs_here and here is not None and judge.compute_capability != here.compute_capability:
         reason = f"compared on compute capability {judge.compute_capability}, not on {here.compute_capability}"

@@ -9,7 +9,7 @@ import pytest
 
 from engine.build import BuildEvent, build_engines
 from engine.bundle import FILE, encode_bundle, load_bundle, sealed
-from engine.errors import BuildFailed
+from engine.errors import BuildFailed, OptionInvalid
 from engine.gating import is_open
 from engine.job import Failure, GateReply
 from engine.plan import PlanInfo, engines_folder, info_path, read_info
@@ -72,6 +72,27 @@ def test_what_passed_is_not_judged_again(folder, gate):
     jobs = gate(passed)
     assert build(folder)[1] == []
     assert jobs == []
+
+
+@pytest.mark.parametrize(("first", "then", "judged"), [(2.0, 4.0, 1), (4.0, 4.0, 1), (4.0, 2.0, 2)])
+def test_what_passed_at_a_higher_tolerance_is_judged_again_at_a_lower(folder, gate, first, then, judged):
+    def answer(job):
+        verdicts = passed(job).verdicts
+        return GateReply(verdicts={
+            name: msgspec.structs.replace(one, tolerance=job.tolerance) for name, one in verdicts.items()
+        })  # fmt: skip
+
+    jobs = gate(answer)
+    build_engines(folder, "tensorrt", ["128@2"], tolerance=first)
+    infos = build_engines(folder, "tensorrt", ["128@2"], tolerance=then)
+    assert [job.tolerance for job in jobs] == [first, then][:judged]
+    assert {info.verdict.tolerance for info in infos} == {min(first, then)}
+
+
+@pytest.mark.parametrize("tolerance", [0.5, -1.0, 17.0, float("nan"), float("inf")])
+def test_a_tolerance_that_judges_nothing_is_refused(folder, gate, tolerance):
+    with pytest.raises(OptionInvalid, match=r"tolerance: got .*; allowed: 1 to 16"):
+        build_engines(folder, "tensorrt", ["128@2"], tolerance=tolerance)
 
 
 def test_a_set_is_judged_again_as_a_whole_where_one_plan_is_new(folder, gate, stub_builds):

@@ -281,3 +281,16 @@ def test_an_exported_bundle_passes_with_its_denoiser_in_parts(monkeypatch, tmp_p
     assert set(statuses(verdicts).values()) == {"passed"}
     assert "prologue" in verdicts
     assert [one.case for one in verdicts["denoiser"].comparisons] == ["small"]
+
+
+def test_a_tolerance_of_the_user_s_own_is_what_the_gate_allows_and_the_verdict_tells(toy):
+    job = put(toy, models=changed(toy, "denoiser", scale(1.01), "weight"))
+    strict = judged(toy, job)["denoiser"]
+    assert (strict.status, strict.tolerance) == ("rejected", 2.0)
+    wide = judged(toy, msgspec.structs.replace(job, tolerance=16.0))["denoiser"]
+    ratios = {
+        (a.case, a.output): b.allowed / a.allowed for a, b in zip(strict.comparisons, wide.comparisons, strict=False)
+    }
+    assert wide.tolerance == 16.0
+    assert wide.text.endswith("at tolerance 16") or "at tolerance 16 (" in wide.text
+    assert all(ratio >= 1 for ratio in ratios.values())

@@ -14,6 +14,7 @@ import typer
 from engine.binding import PlanPrecision
 from engine.errors import OptionInvalid
 from engine.plan import Options, build_command, engines_folder
+from engine.verdict import TOLERANCE
 from zturbo.console import print_json, print_table, progress, say
 from zturbo.extras import extra
 from zturbo.show_plan import print_findings
@@ -26,6 +27,8 @@ INTERRUPTED, UNSOUND = 130, 1
 BUILT = "the plans that are finished stay, and the same command builds the rest"
 CHECKED = "no plan was built; the verdicts that were reached stay"
 REMIND_S = 30
+HEEDED = "--target, --profiles, --shared, --precision and --tolerance"
+"""What --verify heeds."""
 TARGET, PROFILES = "tensorrt", "default"
 
 
@@ -47,6 +50,9 @@ def run(
     level: Annotated[int | None, typer.Option(help="TensorRT's optimization level, 0 to 5; default: its own.")] = None,
     workspace: Annotated[int | None, typer.Option(help="MiB that a layer may take at most; default: all.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Plans built side by side; default: one per core.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="How many times torch's own fp16 error a plan may have to pass the parity gate.")
+    ] = TOLERANCE,
     verify: Annotated[
         bool, typer.Option("--verify", help="Build nothing: check what is there, write verdicts.")
     ] = False,
@@ -56,7 +62,7 @@ def run(
     words = None if profiles is None else profiles.split()
     if verify:
         refuse_with_verify(parts=None if parts == "auto" else parts, level=level, workspace=workspace, jobs=jobs)
-        check(bundle, target, words, shared=shared, precision=precision, as_json=as_json)
+        check(bundle, target, words, shared=shared, precision=precision, tolerance=tolerance, as_json=as_json)
         return
     begun = time.perf_counter()
     with building(target or TARGET) as tell:
@@ -65,7 +71,7 @@ def run(
         infos = build_engines(
             bundle, target or TARGET, words if words is not None else [PROFILES], precision=precision,
             options=Options(level=level, workspace_mib=workspace), shared=shared, parts=parts_from(parts), jobs=jobs,
-            on_progress=tell,
+            tolerance=tolerance, on_progress=tell,
         )  # fmt: skip
     show_built(engines_folder(bundle), infos, time.perf_counter() - begun, as_json=as_json)
 
@@ -75,7 +81,7 @@ def refuse_with_verify(**given: object) -> None:
     for name, value in given.items():
         if value is not None:
             raise OptionInvalid(
-                name, actual=f"{value} with --verify", allowed="--target, --profiles, --shared and --precision with it",
+                name, actual=f"{value} with --verify", allowed=f"{HEEDED} with it",
                 remedy="Leave it out: --verify builds nothing.",
             )  # fmt: skip
 
@@ -150,13 +156,15 @@ def facts(info: PlanInfo) -> dict[str, Any]:
 
 def check(
     bundle: Path, target: str | None, profiles: list[str] | None, *, shared: bool, precision: PlanPrecision,
-    as_json: bool,
+    tolerance: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Print what each plan is worth; exit code 1 where one is not sound, with what mends it."""
     with building(target or TARGET, CHECKED) as tell:
         from engine.audit import audit
 
-        findings = audit(bundle, target, profiles, shared=shared, precision=precision, on_progress=tell)
+        findings = audit(
+            bundle, target, profiles, shared=shared, precision=precision, tolerance=tolerance, on_progress=tell
+        )
     folder = engines_folder(bundle)
     commands = list(dict.fromkeys(finding.command for finding in findings if finding.command))
     if not findings:
