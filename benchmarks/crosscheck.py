@@ -147,7 +147,7 @@ class Check:
         """A graph of a variant in ONNX Runtime; its inputs are cast to what it takes."""
         paths = [verified_graph(self._folder, self._bundle, one) for one in self._chain(graph.name, variant)]
         runners = [self._tools.onnxruntime(str(path)) for path in paths]
-        return self._tools.chain(f"ONNX Runtime {variant}", inputs, graph.outputs, runners)
+        return self._tools.chain(f"ONNX Runtime {variant}", inputs, graph.outputs, runners, one_by_one=False)
 
     def _plans(self, graph: Graph, inputs: Sequence[Binding], case: ReferenceCase) -> Iterator[Any]:
         """The graph's plans of every set, once for each profile that covers the case."""

@@ -64,9 +64,8 @@ def _chain_class() -> Callable[..., Any]:
         """Runners wired by name; each is fed in the types that it takes."""
 
         def __init__(
-            self, name: str, inputs: Sequence[Binding], outputs: Sequence[Binding], runners: Sequence[Any],
-            *, one_by_one: bool = False,
-        ) -> None:  # fmt: skip
+            self, name: str, inputs: Sequence[Binding], outputs: Sequence[Binding], runners: Any, one_by_one: bool
+        ) -> None:
             super().__init__(name=name)
             self._inputs, self._outputs, self._runners, self._one_by_one = inputs, outputs, runners, one_by_one
 
@@ -92,7 +91,7 @@ def _chain_class() -> Callable[..., Any]:
         def _infer(self, feed_dict: dict[str, Array]) -> dict[str, Array]:
             values, seconds = _in_turn(self._runners, feed_dict, datatype.DataType)
             self.inference_time += seconds
-            return {binding.name: values[binding.name] for binding in self._outputs}
+            return {one.name: values[one.name] for one in self._outputs}
 
     return Chain
 

@@ -50,9 +50,7 @@ def run(
     level: Annotated[int | None, typer.Option(help="TensorRT's optimization level, 0 to 5; default: its own.")] = None,
     workspace: Annotated[int | None, typer.Option(help="MiB that a layer may take at most; default: all.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Plans built side by side; default: one per core.")] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="How many times torch's own fp16 error a plan may have to pass the parity gate.")
-    ] = TOLERANCE,
+    tolerance: Annotated[float, typer.Option(help="Times torch's own fp16 error that the gate allows.")] = TOLERANCE,
     verify: Annotated[
         bool, typer.Option("--verify", help="Build nothing: check what is there, write verdicts.")
     ] = False,
