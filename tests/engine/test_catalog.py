@@ -71,14 +71,14 @@ def test_the_closest_profile_of_all_sets_is_taken_with_its_index(shelf):
     assert of(rows=1) == ("dynamic-64-256@1-8", 0)
     assert catalog.covering({**DIMS, "rows": 9}) is None
     assert catalog.nearest(512, 512).name == "dynamic-64-256@1-8"
-    assert catalog.row_counts(128, 128) == list(range(1, 9))
+    assert catalog.row_counts(128, 128, 77) == list(range(1, 9))
 
 
 def test_rows_have_gaps_where_profiles_do(shelf):
     shelf.put("128@2")
     shelf.put("128@6-8")
-    assert found(shelf).row_counts(128, 128) == [2, 6, 7, 8]
-    assert found(shelf).row_counts(512, 512) == [2, 6, 7, 8]
+    assert found(shelf).row_counts(128, 128, 77) == [2, 6, 7, 8]
+    assert found(shelf).row_counts(512, 512, 77) == [2, 6, 7, 8]
 
 
 def test_of_several_chains_the_one_with_fewest_parts_that_may_run_is_taken(shelf):
