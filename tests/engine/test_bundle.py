@@ -228,7 +228,7 @@ NUMBERS = [
     ("defaults", "height"),
     ("defaults", "width"),
     ("defaults", "num_inference_steps"),
-    ("tokenizer", "max_tokens"),
+    ("tokenizer", "max_chunks"),
     ("tables", "rows"),
     ("reference", "loop", "evaluations"),
     ("tables", "schedulers", "euler", "min_steps"),
@@ -243,6 +243,17 @@ def test_counts_are_positive(refused, own_bundle, raw, path, value):
     at(body, path[:-1])[path[-1]] = value
     (own_bundle / FILE).write_text(json.dumps(body))
     assert "Expected `int` >= 1" in refused(own_bundle, BundleInvalid).actual
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "least"),
+    [(("tokenizer", "max_tokens"), 2, 3), (("tokenizer", "pad_id"), -1, 0), (("max_clip_skip",), -1, 0)],
+)
+def test_what_prompts_need(refused, own_bundle, raw, path, value, least):
+    body = json.loads(raw)
+    at(body, path[:-1])[path[-1]] = value
+    (own_bundle / FILE).write_text(json.dumps(body))
+    assert f"Expected `int` >= {least}" in refused(own_bundle, BundleInvalid).actual
 
 
 def test_big_numbers_in_settings_are_no_crash(own_bundle):

@@ -79,6 +79,8 @@ def test_a_shape_outside_names_the_profiles_and_the_command(bench):
         ShapeOutsideProfile, match=r"128@2, 64@1-8.*zturbo build .*toy --target tensorrt --profiles 256@2"
     ):
         backend.bind(GRAPHS[0], {}, {**DIMS, "height": 256, "width": 256})
+    with pytest.raises(ShapeOutsideProfile, match=r"tokens 154; allowed: .*128@2, .*--profiles 128@2t154"):
+        backend.bind(GRAPHS[0], {}, {**DIMS, "tokens": 154})
 
 
 def test_the_closest_profile_is_taken(bench):
