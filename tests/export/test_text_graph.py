@@ -8,6 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engine.bundle import load_bundle  # noqa: E402
+from engine.cut import outline  # noqa: E402
+from engine.rewrite import read_model  # noqa: E402
 from export.check import Sessions, open_session  # noqa: E402
 from export.text_graph import emphasized  # noqa: E402
 from runtime.text import Tokenizer  # noqa: E402
@@ -93,6 +95,16 @@ def test_the_mean_of_each_chunk_stays_where_there_is_one():
 def test_a_chunk_of_weight_zero_is_finite():
     found = emphasized(torch.ones(1, 77, 32), torch.zeros(1, 77, 1))
     assert torch.equal(found, torch.zeros(1, 77, 32))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_builds_nodes_can_be_told(tiny_bundle, precision):
+    """The graph takes whole chunks alone, so it is followed at sizes of such."""
+    graph = next(graph for graph in load_bundle(tiny_bundle).graphs(precision) if graph.name == "conditioning")
+    path = tiny_bundle / graph.file
+    found = outline(read_model(path.read_bytes(), path.parent))
+    assert found.blocks > 3  # of three layers
+    assert 70 < found.nodes < 200
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

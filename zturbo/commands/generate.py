@@ -44,8 +44,7 @@ def run(
 
     request = Request(
         prompt=prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps,
-        guidance_scale=guidance, scheduler=scheduler, seed=seed, num_images=number,
-        clip_skip=clip_skip, emphasis=emphasis,
+        guidance_scale=guidance, scheduler=scheduler, seed=seed, num_images=number, clip_skip=clip_skip, emphasis=emphasis,
     )  # fmt: skip
     check_writable(out)
     with (
@@ -73,8 +72,16 @@ def tell_backend(pipeline: Pipeline) -> None:
     say(f"backend: {backend.name}, {backend.precision}, on {backend.device}")
 
 
+def tell_dropped(result: Result) -> None:
+    """Say how much of which prompt was not read."""
+    for name, count in result.metadata["dropped_tokens"].items():
+        if count:
+            say(f"{name}: its last {count} tokens find no room and were dropped")
+
+
 def tell_result(paths: list[Path], result: Result, *, as_json: bool) -> None:
-    """One JSON object, or one line per picture and one with the seconds of each stage."""
+    """One JSON object, or one line per picture and one with the seconds of each stage; and what was dropped."""
+    tell_dropped(result)
     if as_json:
         print_json({"paths": [str(path) for path in paths], "seconds": result.seconds, "metadata": result.metadata})
         return
