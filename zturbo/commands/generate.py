@@ -43,8 +43,8 @@ def run(
     from runtime.request import Request
 
     request = Request(
-        prompt=prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps,
-        guidance_scale=guidance, scheduler=scheduler, seed=seed, num_images=number, clip_skip=clip_skip, emphasis=emphasis,
+        prompt=prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps, seed=seed,
+        guidance_scale=guidance, scheduler=scheduler, num_images=number, clip_skip=clip_skip, emphasis=emphasis,
     )  # fmt: skip
     check_writable(out)
     with (
