@@ -3,8 +3,10 @@ r"""A prompt's own syntax: what in it counts more or less, and where a new chunk
 `(word)` counts 1.1 times, `[word]` 1/1.1 times, `(word:1.3)` 1.3 times; brackets within brackets multiply. `\(`, `\)`,
 `\[`, `\]` and `\\` are the characters themselves, any other backslash is one too. A bracket that is never closed holds
 to the end of the text; one that closes nothing is text, and so is what follows a colon and is no plain decimal number:
-`(a:1e9)` is `a:1e9`, 1.1 times. `BREAK`, a word of its own in capitals, begins a new chunk. All of it is as in
-AUTOMATIC1111's web UI, but that no weight leaves MIN_WEIGHT to MAX_WEIGHT, and that a lone backslash is kept.
+`(a:1e9)` is `a:1e9`, 1.1 times. `BREAK`, a word of its own in capitals, begins a new chunk.
+
+This is AUTOMATIC1111's web UI, but that no weight leaves MIN_WEIGHT to MAX_WEIGHT, that a lone backslash is kept, and
+that BREAK works in brackets and makes no empty chunk. Its prompt editing `[a:b:0.5]`, `[a|b]` and `AND` are text here.
 """
 
 from __future__ import annotations

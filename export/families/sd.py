@@ -28,7 +28,8 @@ from export.text_graph import Conditioning
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 STAND_IN = "dpmpp_2m"
 MAX_CHUNKS = 8
-"""Of a prompt: 600 tokens of text, which is more than 4000 characters of words have but for rare ones."""
+"""Of a prompt: 600 tokens of text, about 2500 characters. A bound for memory: each chunk adds keys and values to every
+attention, and profiles are built for as many as are named."""
 PROMPT = ("input_ids", "token_weights", "clip_skip")
 """What the conditioning is made of, row by row."""
 TORCH = {"fp32": torch.float32, "fp16": torch.float16}

@@ -42,6 +42,7 @@ def read(text):
         (r"(\(a\):1.5)", [("(a)", 1.5)]),
         (r"\\(a)", [("\\", 1), ("a", UP)]),
         (r"C:\temp \x", [(r"C:\temp \x", 1)]),
+        ("[a:b:0.5] [c|d] AND e", [("a:b:0.5", DOWN), (" ", 1), ("c|d", DOWN), (" AND e", 1)]),
     ],
 )
 def test_emphasis(text, expected):
