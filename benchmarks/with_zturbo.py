@@ -50,9 +50,9 @@ class TimedBackend:
         """One after another: a capture would hide the launches that are timed."""
         return in_order(launches)
 
-    def row_counts(self, height: int, width: int) -> Collection[int]:
+    def row_counts(self, height: int, width: int, tokens: int) -> Collection[int]:
         """The inner backend's."""
-        return self.inner.row_counts(height, width)
+        return self.inner.row_counts(height, width, tokens)
 
     def mark(self) -> Callable[[], None]:
         """The inner backend's event."""

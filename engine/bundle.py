@@ -15,9 +15,10 @@ import msgspec
 from engine.binding import Graph, Precision
 from engine.digest import file_sha256
 from engine.errors import BundleDamaged, BundleInvalid, BundleMissing, BundleVersion, OptionInvalid
+from engine.tokens import Tokenizer
 from engine.wiring import host_wires, wiring_problem
 
-VERSION = 2
+VERSION = 3
 FILE = "bundle.json"
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -67,13 +68,6 @@ class Defaults(Struct, frozen=True):
     num_inference_steps: Count
     guidance_scale: float
     scheduler: str
-
-
-class Tokenizer(Struct, frozen=True):
-    """A `tokenizers` file that pads and truncates to max_tokens by itself."""
-
-    file: str
-    max_tokens: Count
 
 
 class SchedulerEntry(Struct, frozen=True):
@@ -136,6 +130,7 @@ class Bundle(Struct, frozen=True):
 
     variants: the graphs by precision, each in the order they run in.
     guidance_offset: what the runtime adds to a request's guidance_scale (1 for pos + g·(pos − neg)).
+    max_clip_skip: how many of the text encoder's last layers a request may leave out.
     """
 
     version: int
@@ -149,6 +144,7 @@ class Bundle(Struct, frozen=True):
     defaults: Defaults
     guidance_offset: float
     tokenizer: Tokenizer
+    max_clip_skip: Annotated[int, msgspec.Meta(ge=0)]
     tables: Tables
     reference: Reference
     variants: dict[Precision, tuple[Graph, ...]]

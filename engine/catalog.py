@@ -79,13 +79,14 @@ class Catalog:
     """What was found.
 
     sets: that can run here. problems: why others cannot that are for this version and GPU. others: folders of plans for
-    another version or GPU, or of another precision.
+    another version or GPU, or of another precision. chunk: the tokens of a prompt's chunk.
     """
 
     precision: PlanPrecision
     sets: tuple[PlanSet, ...]
     problems: tuple[PlanError, ...]
     others: tuple[str, ...]
+    chunk: int
 
     @property
     def profiles(self) -> list[tuple[Profile, PlanSet, int]]:
@@ -106,15 +107,17 @@ class Catalog:
     def nearest(self, height: int, width: int) -> PlanSet:
         """The set for this size in pixels that is tuned closest to it; where none covers it, the nearest one's."""
 
-        def distance(one: tuple[Profile, PlanSet, int]) -> tuple[int, int]:
+        def distance(one: tuple[Profile, PlanSet, int]) -> tuple[int, tuple[int, int]]:
             ranges = ((one[0].symbols["height"], height), (one[0].symbols["width"], width))
             return sum(max(around.min - px, px - around.max, 0) for around, px in ranges), one[0].size
 
         return min(self.profiles, key=distance)[1]
 
-    def row_counts(self, height: int, width: int) -> list[int]:
-        """The numbers of rows that profiles take at this size in pixels, ascending; of any, where none covers it."""
-        size, every = {"height": height, "width": width}, [one[0] for one in self.profiles]
+    def row_counts(self, height: int, width: int, tokens: int) -> list[int]:
+        """The numbers of rows that profiles take at this size in pixels and this many tokens, ascending; of any, where
+        none covers them.
+        """
+        size, every = {"height": height, "width": width, "tokens": tokens}, [one[0] for one in self.profiles]
         ranges = [one.symbols["rows"] for one in [one for one in every if one.covers(size)] or every]
         return sorted({rows for around in ranges for rows in range(around.min, around.max + 1)})
 
@@ -149,7 +152,7 @@ def find_plans(folder: Path, bundle: Bundle, precision: PlanPrecision, dialect: 
                 problems.append(error)
             else:
                 sets.setdefault(plans.name, plans)
-    return Catalog(precision, tuple(sets.values()), tuple(problems), tuple(others))
+    return Catalog(precision, tuple(sets.values()), tuple(problems), tuple(others), bundle.tokenizer.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ class Judge:
 def _dims_text(dims: Dims) -> str:
     """As a person asks for it: `256x256, rows 2, samples 1`."""
     size = [size_text(dims["width"], dims["height"])] if {"width", "height"} <= set(dims) else []
-    return ", ".join([*size, *(f"{name} {dims[name]}" for name in ("rows", "samples") if name in dims)])
+    return ", ".join([*size, *(f"{name} {dims[name]}" for name in ("rows", "samples", "tokens") if name in dims)])
 
 
 def _last(graphs: Sequence[Graph], stage: str) -> Graph:

@@ -1,8 +1,9 @@
 """Profiles: the smallest, the tuned-for and the largest shape of every input of a plan.
 
 Text is `WIDTHxHEIGHT@MIN-MAX` (`256@2`, `768x512@1-4`) or `dynamic:MIN_PX-MAX_PX@MIN-MAX`, where @ counts denoiser
-rows: a guided sample takes two. A word such as `default` stands for the profiles that profile_sets.json gives the
-bundle's family under it. Knows the bundle's limits; does not know what a plan is.
+rows: a guided sample takes two. `tMIN-MAX` behind it counts the tokens of a prompt in whole chunks, padding included
+(`256@2t77-231`); without it there is one chunk. A word such as `default` stands for the profiles that
+profile_sets.json gives the bundle's family under it. Knows the bundle's limits; does not know what a plan is.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ MAX_DRAWS = 128
 _TEXT = re.compile(
     r"(?:dynamic:(?P<low>[0-9]{1,5})-(?P<high>[0-9]{1,5})|(?P<width>[0-9]{1,5})(?:x(?P<height>[0-9]{1,5}))?)"
     r"@(?P<min>[0-9]{1,3})(?:-(?P<max>[0-9]{1,3}))?"
+    r"(?:t(?P<least>[0-9]{1,5})(?:-(?P<most>[0-9]{1,5}))?)?"
 )
 _SUFFIXES: dict[str, PlanPrecision] = {"": "fp16", "bf16": "bf16", "fp32": "fp32"}
 _SETS = Path(__file__).with_name("profile_sets.json")
-_FORMS = "WIDTHxHEIGHT@MIN-MAX or dynamic:MIN_PX-MAX_PX@MIN-MAX"
+_FORMS = "WIDTHxHEIGHT@MIN-MAX or dynamic:MIN_PX-MAX_PX@MIN-MAX, with tMIN-MAX behind it for longer prompts"
 _REMEDY = "Write it as `256@2`, `768x512@1-4` or `dynamic:128-512@1-8`."
 
 
@@ -64,9 +66,10 @@ class Profile:
         return self.text.replace(":", "-", 1)
 
     @property
-    def size(self) -> int:
-        """Rows × pixels at most: of two profiles that cover a shape, the smaller is tuned closer to it."""
-        return self.symbols["rows"].max * self.symbols["height"].max * self.symbols["width"].max
+    def size(self) -> tuple[int, int]:
+        """Rows × pixels at most, then tokens: of two profiles that cover a shape, the smaller is tuned closer to it."""
+        rows, height, width, tokens = (self.symbols[name].max for name in ("rows", "height", "width", "tokens"))
+        return rows * height * width, tokens
 
     def ranges(self, binding: Binding) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The least, the tuned-for and the greatest shape of a binding."""
@@ -93,12 +96,12 @@ def parse_profile(text: str, bundle: Bundle) -> Profile:
     fields = {name: int(value) for name, value in match.groupdict().items() if value is not None}
     rows = _rows(text, fields["min"], fields.get("max", fields["min"]))
     width, height = _sizes(text, fields, bundle)
+    tokens = _tokens(text, fields, bundle)
     symbols = {
         "rows": rows, "samples": Range((rows.min + 1) // 2, (rows.max + 1) // 2, rows.max),
-        "width": width, "height": height, "draws": Range(1, 1, MAX_DRAWS),
-        "tokens": Range(*[bundle.tokenizer.max_tokens] * 3),
+        "width": width, "height": height, "draws": Range(1, 1, MAX_DRAWS), "tokens": tokens,
     }  # fmt: skip
-    return Profile(_canonical(fields, rows), symbols)
+    return Profile(_canonical(fields, rows) + tokens_text(tokens.min, tokens.max, bundle.tokenizer.max_tokens), symbols)
 
 
 def parse_profiles(texts: Sequence[str], bundle: Bundle) -> list[Profile]:
@@ -131,7 +134,7 @@ def _template_sizes(bundle: Bundle) -> dict[str, str]:
 
     default: the size that a request gets by default, as a profile writes it; width, height: its sides. min, max: the
     least and the greatest side. long, short: sides of about 4:3 and the default's area, in steps that halve well (of
-    1024 they are 1152 and 896).
+    1024 they are 1152 and 896). chunk, chunks: the tokens of one chunk of a prompt, and of three.
     """
     limits, defaults = bundle.limits, bundle.defaults
     step, side = limits.multiple_px, math.sqrt(defaults.width * defaults.height)
@@ -141,6 +144,8 @@ def _template_sizes(bundle: Bundle) -> dict[str, str]:
         coarse *= 2
     long, short = (min(max(round(side * ratio / coarse) * coarse, low), high) for ratio in (2 / 3**0.5, 3**0.5 / 2))
     sizes = {"width": defaults.width, "height": defaults.height, "min": low, "max": high, "long": long, "short": short}
+    lengths = bundle.tokenizer.lengths[:3]
+    sizes |= {"chunk": lengths[0], "chunks": lengths[-1]}
     return {"default": size_text(defaults.width, defaults.height), **{name: str(px) for name, px in sizes.items()}}
 
 
@@ -183,6 +188,21 @@ def _rows(text: str, low: int, high: int) -> Range:
     return Range(low, high, high)
 
 
+def _tokens(text: str, fields: dict[str, int], bundle: Bundle) -> Range:
+    """Tuned for the least: most prompts are short, and the tokens are few beside the pixels."""
+    lengths = bundle.tokenizer.lengths
+    low = fields.get("least", lengths[0])
+    high = fields.get("most", low)
+    for value in (low, high):
+        if value not in lengths:
+            allowed = f"multiples of {lengths.step} from {lengths[0]} to {lengths[-1]} tokens"
+            remedy = f"A chunk of a prompt for '{bundle.name}' has {lengths.step}."
+            raise _invalid(text, f"{value} tokens", allowed, remedy)
+    if low > high:
+        raise _invalid(text, f"{low}-{high} tokens", "MIN ≤ MAX", "Swap the two.")
+    return Range(low, low, high)
+
+
 def _sizes(text: str, fields: dict[str, int], bundle: Bundle) -> tuple[Range, Range]:
     """Ranges of width and height; a dynamic one is tuned for the size that a request gets by default."""
     if "low" not in fields:
@@ -215,6 +235,19 @@ def _canonical(fields: dict[str, int], rows: Range) -> str:
 def size_text(width: int, height: int) -> str:
     """A size in pixels as profiles write it: `256`, `768x512`."""
     return f"{width}" if width == height else f"{width}x{height}"
+
+
+def tokens_text(low: int, high: int, chunk: int) -> str:
+    """Tokens as profiles write them: nothing for one chunk, else `t154`, `t77-231`."""
+    if low == high == chunk:
+        return ""
+    return f"t{low}" + (f"-{high}" if high > low else "")
+
+
+def dims_text(dims: Dims, chunk: int) -> str:
+    """The profile that covers these dims and nothing else. chunk: the tokens of one."""
+    size, tokens = size_text(dims["width"], dims["height"]), dims["tokens"]
+    return f"{size}@{dims['rows']}{tokens_text(tokens, tokens, chunk)}"
 
 
 def _invalid(text: str, actual: str, allowed: str, remedy: str) -> ProfileInvalid:

@@ -40,7 +40,8 @@ MORE_PROBES = (
 MORE_SPARE_PROBES = (64, 16, 128)
 """Sizes that primes are not: even, a power of two, 1, equal to each other, in the other order. Only what holds here too
 is believed, else `width % 4` or `height == width` would be a constant."""
-STEPS = (1, 2, 4, 8, 16, 32)
+STEPS = (1, 2, 4, 8, 16, 32, 77)
+"""What sizes are multiples of, where odd ones do not fit: patches of a picture, CLIP's chunks of a prompt."""
 
 
 def size_bytes(tensor: TensorProto) -> int:
@@ -239,7 +240,7 @@ class Probes:
 def probe(model: onnx.ModelProto, inputs: Mapping[str, tuple[Axis, ...]]) -> Probes:
     """Walk the graph at sizes that its inputs' symbols can have. Raises ValueError as `tensor_types` does.
 
-    Odd sizes first; where they do not fit (a picture is cut into patches), multiples of 2, 4 … 32.
+    Odd sizes first; where they do not fit, multiples of STEPS.
     """
     for step in STEPS:
         dims = _dims(_units(inputs, step))

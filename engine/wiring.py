@@ -22,6 +22,8 @@ def host_wires(channels: int, factor: int, table_rows: int, columns: int) -> dic
     """The wires that the host writes (runtime/batch.py); every other input must be some graph's output."""
     return {
         "input_ids": ("int32", ("rows", "tokens")),
+        "token_weights": ("float32", ("rows", "tokens")),
+        "clip_skip": ("int32", ("rows",)),
         "table": ("float32", ("samples", table_rows, columns)),
         "noise": ("float32", ("samples", "draws", channels, f"height/{factor}", f"width/{factor}")),
         "guidance_scale": ("float32", ("samples",)),

@@ -23,13 +23,13 @@ from engine.bundle import (
     SchedulerEntry,
     Source,
     Tables,
-    Tokenizer,
     decode_bundle,
     encode_bundle,
     sealed,
 )  # fmt: skip
 from engine.digest import file_sha256
 from engine.errors import OptionInvalid, OutputError
+from engine.tokens import Tokenizer
 from export import reference
 from export.device import check_device
 from export.families import Model, open_model
@@ -82,7 +82,7 @@ def export_bundle(
             source=Source(path=_relative(source, out), sha256=source_sha256(source, model.components)),
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
             guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
-            reference=reference_entry(model, recorded, variants),
+            max_clip_skip=model.max_clip_skip, reference=reference_entry(model, recorded, variants),
             variants={p: variant.graphs for p, variant in variants.items()}, files=file_entries(folder),
         )  # fmt: skip
         return write_bundle(bundle, folder, out)
@@ -106,8 +106,8 @@ def placed(specs: tuple[GraphSpec, ...], device: str) -> tuple[GraphSpec, ...]:
 
 def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
     """Write tokenizer.json, compared with the source's own."""
-    export_tokenizer(model.source / "tokenizer", folder / FILES["tokenizer"], model.max_tokens)
-    return Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens)
+    ids = export_tokenizer(model.source / "tokenizer", folder / FILES["tokenizer"], model.max_tokens)
+    return Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens, max_chunks=model.max_chunks, **ids)
 
 
 def write_tables(model: Model, folder: Path) -> Tables:

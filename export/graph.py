@@ -96,9 +96,11 @@ class HalfConvolutions(TorchFunctionMode):
 
 
 def example_dims(dims: Dims, factor: int) -> dict[str, int]:
-    """Sizes to trace at: ≥ 2 on every axis, and odd in latents, so that resizing follows its input's shape."""
+    """Sizes to trace at: ≥ 2 on every axis, chunks of tokens too, and odd in latents, so that resizing follows its
+    input's shape.
+    """
     odd = {"height": 17 * factor, "width": 19 * factor}
-    return {**dims, **odd, "rows": 3, "samples": 2, "draws": 3}
+    return {**dims, **odd, "rows": 3, "samples": 2, "draws": 3, "tokens": 2 * dims["tokens"]}
 
 
 def _all(spec: GraphSpec) -> tuple[Binding, ...]:

@@ -64,13 +64,15 @@ def record_loop(model: Model, graphs: Sequence[Node], tables: Mapping[str, Table
 
 
 def host_inputs(model: Model, table: Table, dims: Mapping[str, int]) -> Arrays:
-    """What the host feeds one guided sample (engine.wiring.host_wires); token ids and noise are seeded."""
+    """What the host feeds one guided sample (engine.wiring.host_wires); tokens, weights and noise are seeded."""
     rng = np.random.default_rng(SEED)
     factor = model.latents.factor
     latent = model.latents.channels, dims["height"] // factor, dims["width"] // factor
     guidance = model.defaults.guidance_scale + model.guidance_offset
     return {
         "input_ids": rng.integers(0, model.vocabulary, (2, dims["tokens"])).astype(np.int32),
+        "token_weights": rng.uniform(0.8, 1.2, (2, dims["tokens"])).astype(np.float32),
+        "clip_skip": np.zeros(2, np.int32),
         "table": padded(table)[None],
         "noise": rng.standard_normal((1, dims["draws"], *latent)).astype(np.float32),
         "guidance_scale": np.array([guidance], np.float32),

@@ -17,13 +17,16 @@ Arrays = dict[str, Array]
 
 
 def cases(model: Model) -> dict[str, dict[str, int]]:
-    """The shapes that are recorded: the default, the smallest with mixed rows, and one that is odd in latents."""
+    """The shapes that are recorded: the default, the smallest with mixed rows, one that is odd in latents, and one with
+    prompts of two chunks.
+    """
     low, side, step = model.limits.min_px, model.defaults.height, model.latents.factor
     tokens = {"tokens": model.max_tokens}
     return {
         "default": {"rows": 2, "samples": 1, "height": side, "width": model.defaults.width, "draws": 1, **tokens},
         "small": {"rows": 3, "samples": 2, "height": low, "width": low, "draws": 4, **tokens},
         "odd": {"rows": 1, "samples": 1, "height": low, "width": low + step, "draws": 2, **tokens},
+        "long": {"rows": 2, "samples": 1, "height": low, "width": low, "draws": 1, "tokens": 2 * model.max_tokens},
     }
 
 
@@ -39,8 +42,12 @@ def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: 
     limits = {"input_ids": vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples}
     if binding.name in limits:
         return rng.integers(0, limits[binding.name], shape)
+    if binding.name == "clip_skip":
+        return rng.integers(0, 2, shape)
     if binding.name == "timestep":
         return rng.uniform(0, 1000, shape)
+    if binding.name == "token_weights":
+        return rng.uniform(0.5, 1.5, shape)
     values = rng.standard_normal(shape)
     if binding.name == "table":
         values[..., COLUMNS.index("j")] = rng.integers(0, dims["draws"], shape[:-1])

@@ -9,22 +9,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.binding import Array, Float32Array
 from runtime.noise import draws
 from runtime.tables import Table, Tables
+from runtime.text import Prompt, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
     """One picture to paint: a request's image `image`, with every default filled in.
 
-    guidance_scale: as the solver takes it. initial: (C, H/8, W/8), noise: (draws, C, H/8, W/8), or None for the seed's.
+    clip_skip: as diffusers counts it. guidance_scale: as the solver takes it. initial: (C, H/8, W/8), noise: (draws, C,
+    H/8, W/8), or None for the seed's.
     """
 
     prompt: str
     negative_prompt: str
+    emphasis: bool
+    clip_skip: int
     table: Table
     guidance_scale: float
     guided: bool
@@ -38,10 +41,18 @@ class Sample:
         """Denoiser rows it takes."""
         return 2 if self.guided else 1
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """One per denoiser row: its prompt, then its negative prompt where it is guided."""
+        texts = (self.prompt, self.negative_prompt) if self.guided else (self.prompt,)
+        return [(text, self.emphasis) for text in texts]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Samples of one size that are painted together. latent_shape: (C, H/8, W/8). height, width: pixels."""
+    """Samples of one size that are painted together. latent_shape: (C, H/8, W/8). height, width: pixels. tokens: of
+    each row's prompt, padding included.
+    """
 
     samples: tuple[Sample, ...]
     latent_shape: tuple[int, int, int]
@@ -63,16 +74,13 @@ class Batch:
             "draws": _power_of_two(max(sample.table.draws for sample in self.samples)),
         }  # fmt: skip
 
-    def texts(self) -> list[str]:
-        """One text per denoiser row: each sample's prompt, then its negative prompt where it is guided."""
-        return [t for s in self.samples for t in ((s.prompt, s.negative_prompt) if s.guided else (s.prompt,))]
-
-    def host_inputs(self, tables: Tables, input_ids: NDArray[np.int32]) -> dict[str, Array]:
+    def host_inputs(self, tables: Tables, tokenizer: Tokenizer) -> dict[str, Array]:
         """Every array the host feeds, by wire name (engine.wiring.host_wires)."""
         first = np.cumsum([0, *(sample.rows for sample in self.samples)])[:-1].astype(np.int32)
         rows = np.array([sample.rows for sample in self.samples], np.int32)
         return {
-            "input_ids": input_ids,
+            **tokenizer.rows([prompt for sample in self.samples for prompt in sample.prompts], self.tokens),
+            "clip_skip": np.repeat(np.array([sample.clip_skip for sample in self.samples], np.int32), rows),
             "table": tables.padded([sample.table for sample in self.samples]),
             "noise": self._noise(),
             "guidance_scale": np.array([sample.guidance_scale for sample in self.samples], np.float32),

@@ -27,17 +27,17 @@ class Wiring:
     """Buffers and launches of one set of dims.
 
     conditioning: the graphs of stage `once` that may be left out where their outputs are known. conditioned: the wires
-    that then have to be filled. position: steps since `once` was launched. moment: raised by every launch and at the
-    end of a loop, so that a step can tell whether it is over.
+    that then have to be filled; read_by_row: those of the host that they follow from. position: steps since `once` was
+    launched. moment: raised by every launch and at the end of a loop, so that a step can tell whether it is over.
     """
 
     def __init__(
         self, backend: Backend, graphs: Sequence[Graph], dims: Dims, conditioning: Sequence[Graph] = (),
-        conditioned: Sequence[str] = (),
+        conditioned: Sequence[str] = (), read_by_row: Sequence[str] = (),
     ) -> None:  # fmt: skip
         bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
         self.buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
-        self.dims, self.conditioned = dict(dims), tuple(conditioned)
+        self.dims, self.conditioned, self.read_by_row = dict(dims), tuple(conditioned), tuple(read_by_row)
         self.position = self.moment = 0
         self._turns = (self.buffers, swapped(graphs, self.buffers))
         phases: dict[Phase, list[Graph]] = {phase: [] for phase in TURNS}

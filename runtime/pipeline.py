@@ -20,9 +20,10 @@ from engine.errors import OptionInvalid
 from runtime.backends import Verdict, open_backend
 from runtime.backends.base import Backend, BackendOptions
 from runtime.batch import Batch, Sample, split
-from runtime.conditioning import ConditioningCache, conditioning_graphs, kept_wires
+from runtime.conditioning import ConditioningCache, conditioning_graphs, kept_wires, read_wires
 from runtime.denoise import Step, denoise
 from runtime.images import Result
+from runtime.lengths import by_length, in_order
 from runtime.memory import Wiring, Wirings
 from runtime.request import Request
 from runtime.resolve import Resolved, resolve
@@ -92,24 +93,27 @@ class Pipeline:
         return self.generate_many([request], on_step)[0]
 
     def generate_many(self, requests: Sequence[Request], on_step: OnStep | None = None) -> list[Result]:
-        """Paint requests of one size together; guided and unguided, schedulers and step counts may differ.
+        """Paint requests of one size together; guided and unguided, schedulers and step counts may differ. Those whose
+        prompts have equally many chunks of tokens share batches.
 
         Each picture is the one its request gives alone, up to rounding. Raises as generate does.
         """
         resolved = resolve(requests, self.bundle, self._tables)
         with self._turn():
             self._check_open()
-            batches = self._batches([sample for one in resolved for sample in one.samples], resolved[0])
+            samples = [sample for one in resolved for sample in one.samples]
+            lengths = by_length(samples, self._tokenizer)
+            batches = self._batches(samples, lengths, resolved[0])
             call = _Call(sum(batch.evaluations for batch in batches), on_step)
             pictures = [picture for batch in batches for picture in self._paint(batch, call)]
-        return self._results(resolved, pictures, call)
+        return self._results(resolved, in_order(pictures, lengths), call)
 
     def _paint(self, batch: Batch, call: _Call) -> Pixels:
         """One batch from prompts to pixels: (samples, H, W, 3) uint8. Adds to the call what it took."""
         clock = Clock(call.seconds)
-        wiring, ids = self._wirings.get(batch.dims), self._tokenizer.encode(batch.texts())
-        wiring.write(batch.host_inputs(self._tables, ids))
-        call.conditioning_cached &= self._conditioning.condition(wiring, ids)
+        wiring, arrays = self._wirings.get(batch.dims), batch.host_inputs(self._tables, self._tokenizer)
+        wiring.write(arrays)
+        call.conditioning_cached &= self._conditioning.condition(wiring, arrays)
         wiring.launch("once")
         self.backend.mark()()
         clock.lap("conditioning")
@@ -125,11 +129,13 @@ class Pipeline:
         call.before += batch.evaluations
         return images.astype(np.uint8, copy=False)
 
-    def _batches(self, samples: Sequence[Sample], first: Resolved) -> list[Batch]:
-        """The samples in batches, each of which fits: where one does not, none is painted."""
-        shape = first.latent_shape, first.height, first.width, self._tokenizer.max_tokens
-        groups = split(samples, self.backend.row_counts(first.height, first.width))
-        batches = [Batch(group, *shape) for group in groups]
+    def _batches(self, samples: Sequence[Sample], lengths: dict[int, list[int]], first: Resolved) -> list[Batch]:
+        """The samples in batches, length by length, each of which fits: where one does not, none is painted."""
+        batches = []
+        for tokens, indices in lengths.items():
+            counts = self.backend.row_counts(first.height, first.width, tokens)
+            groups = split([samples[index] for index in indices], counts)
+            batches += [Batch(group, first.latent_shape, first.height, first.width, tokens) for group in groups]
         for batch in batches:
             self._wirings.get(batch.dims)
         return batches
@@ -137,7 +143,8 @@ class Pipeline:
     def _wire(self, dims: Dims) -> Wiring:
         graphs = self.bundle.graphs(variant_of(self.backend.precision))
         conditioning = conditioning_graphs(graphs)
-        return Wiring(self.backend, graphs, dims, conditioning, kept_wires(graphs, conditioning))
+        wires = kept_wires(graphs, conditioning), read_wires(conditioning)
+        return Wiring(self.backend, graphs, dims, conditioning, *wires)
 
     def _results(self, resolved: Sequence[Resolved], pictures: Sequence[Pixels], call: _Call) -> list[Result]:
         results, start = [], 0

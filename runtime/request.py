@@ -17,6 +17,7 @@ MAX_PROMPT_CHARACTERS = 4000
 MAX_IMAGES = 16
 MAX_STEPS = 100
 MAX_GUIDANCE = 50.0
+MAX_CLIP_SKIP = 1000
 MAX_SEED = 2**63 - 1
 
 
@@ -25,6 +26,8 @@ class Request:
     """One prompt and how to paint it; names and meanings are diffusers'. None takes the bundle's default.
 
     prompt: 1 to 4000 characters. negative_prompt: up to 4000; only a guided request (guidance_scale > 1) uses it.
+    emphasis: False takes both texts literally, without (word:1.3), [word] and BREAK (runtime/prompt.py).
+    clip_skip: how many of the text encoder's last layers are left out; the web UIs' "2" is 1 here.
     height, width: pixels. seed: 0 to 2⁶³ − 1; image i's noise depends on (seed, i) alone.
     latents: (num_images, C, H/8, W/8), float32, standard normal, the initial noise instead of the seed's.
     noise: (num_images, draws, C, H/8, W/8), float32, what the scheduler's steps draw, instead of the seed's.
@@ -40,6 +43,8 @@ class Request:
     scheduler: str | None = None
     seed: int = 0
     num_images: int = 1
+    clip_skip: int | None = None
+    emphasis: bool = True
     latents: Float32Array | None = None
     noise: Float32Array | None = None
 
@@ -51,6 +56,9 @@ class Request:
         _check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS, optional=True)
         _check_integer("seed", self.seed, 0, MAX_SEED)
         _check_integer("num_images", self.num_images, 1, MAX_IMAGES)
+        _check_integer("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP, optional=True)
+        if not isinstance(self.emphasis, bool):
+            raise request_invalid("emphasis", _shown(self.emphasis), "True or False", "False takes prompts literally.")
         _check_guidance(self.guidance_scale)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
             raise request_invalid(

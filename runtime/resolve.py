@@ -24,17 +24,18 @@ class Resolved:
     steps: int
     guidance_scale: float
     scheduler: str
+    clip_skip: int
     latent_shape: tuple[int, int, int]
     samples: tuple[Sample, ...]
 
     def metadata(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What was asked with every default filled in, and how many tokens of the prompts were cut off."""
+        """What was asked with every default filled in, and how many tokens of the prompts were dropped."""
         filled = {
             "height": self.height, "width": self.width, "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale, "scheduler": self.scheduler,
+            "guidance_scale": self.guidance_scale, "scheduler": self.scheduler, "clip_skip": self.clip_skip,
         }  # fmt: skip
         texts = {"prompt": self.request.prompt, "negative_prompt": self.request.negative_prompt}
-        dropped = {name: tokenizer.dropped_tokens(text) for name, text in texts.items()}
+        dropped = {name: tokenizer.dropped_tokens(text, self.request.emphasis) for name, text in texts.items()}
         return {**self.request.metadata(), **filled, "dropped_tokens": dropped}
 
 
@@ -64,18 +65,28 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
     shape = (bundle.latents.channels, height // factor, width // factor)
     _check_shape("latents", request.latents, (request.num_images, *shape))
     _check_shape("noise", request.noise, (request.num_images, table.draws - 1, *shape))
+    clip_skip = _clip_skip(request, bundle)
     samples = tuple(_sample(request, image, table, guidance, bundle) for image in range(request.num_images))
-    return Resolved(request, height, width, steps, guidance, scheduler, shape, samples)
+    return Resolved(request, height, width, steps, guidance, scheduler, clip_skip, shape, samples)
 
 
 def _sample(request: Request, image: int, table: Table, guidance: float, bundle: Bundle) -> Sample:
     return Sample(
-        prompt=request.prompt, negative_prompt=request.negative_prompt, table=table,
+        prompt=request.prompt, negative_prompt=request.negative_prompt, emphasis=request.emphasis,
+        clip_skip=_clip_skip(request, bundle), table=table,
         guidance_scale=guidance + bundle.guidance_offset, guided=guidance + bundle.guidance_offset > 1,
         seed=int(request.seed), image=image,
         initial=None if request.latents is None else request.latents[image],
         noise=None if request.noise is None else request.noise[image],
     )  # fmt: skip
+
+
+def _clip_skip(request: Request, bundle: Bundle) -> int:
+    value, most = 0 if request.clip_skip is None else int(request.clip_skip), bundle.max_clip_skip
+    if value > most:
+        remedy = f"The text encoder of '{bundle.name}' has {most + 1} layers; 1 takes the last but one."
+        raise request_invalid("clip_skip", str(value), f"0 to {most}", remedy)
+    return value
 
 
 def _size(name: str, asked: int | None, default: int, bundle: Bundle) -> int:

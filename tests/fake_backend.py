@@ -53,7 +53,7 @@ class FakeBackend:
         self.events: list[str] = []
         self.allocated: list[dict[str, int]] = []
 
-    def row_counts(self, height: int, width: int) -> Collection[int]:
+    def row_counts(self, height: int, width: int, tokens: int) -> Collection[int]:
         return self._row_counts
 
     def capture(self, launches: Sequence[Launch]) -> Launch:
@@ -86,10 +86,12 @@ class FakeBackend:
         self.events.append("close")
 
 
-def conditioning(input_ids: Array) -> tuple[Array]:
-    """Rows in [0, 1), by an exact integer hash of the ids and their places."""
-    key = (input_ids.astype(np.int64) * np.arange(1, input_ids.shape[1] + 1)).sum(1) % 97
-    return (np.broadcast_to(key[:, None, None] / 97, (*input_ids.shape, WIDTH)).astype(np.float32),)
+def conditioning(input_ids: Array, token_weights: Array, clip_skip: Array) -> tuple[Array]:
+    """Rows in [0, 1), by an exact integer hash of the ids, their places and weights, and the layers skipped."""
+    weights = np.rint(token_weights * 1000).astype(np.int64)
+    key = ((input_ids.astype(np.int64) + weights) * np.arange(1, input_ids.shape[1] + 1)).sum(1) + 31 * clip_skip
+    key %= 991
+    return (np.broadcast_to(key[:, None, None] / 991, (*input_ids.shape, WIDTH)).astype(np.float32),)
 
 
 def start(table: Array, noise: Array, sample_of_row: Array) -> tuple[Array, ...]:

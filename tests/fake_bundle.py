@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine.binding import Binding, Graph, Precision
 from engine.bundle import (
@@ -36,14 +36,16 @@ from engine.bundle import (
     encode_bundle,
     sealed,
 )  # fmt: skip
-from engine.bundle import Tokenizer as TokenizerEntry
 from engine.digest import file_sha256
+from engine.tokens import Tokenizer as TokenizerEntry
 
 COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t")
-ROWS, MAX_STEPS, MAX_TOKENS, WIDTH = 200, 100, 77, 32
+ROWS, MAX_STEPS, MAX_TOKENS, MAX_CHUNKS, WIDTH = 200, 100, 77, 3, 32
 LATENT = (4, "height/8", "width/8")
 SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
     "input_ids": ("int32", ("rows", "tokens"), "per_row"),
+    "token_weights": ("float32", ("rows", "tokens"), "per_row"),
+    "clip_skip": ("int32", ("rows",), "per_row"),
     "encoder_hidden_states": ("float32", ("rows", "tokens", WIDTH), "per_row"),
     "table": ("float32", ("samples", ROWS, len(COLUMNS)), "per_sample"),
     "noise": ("float32", ("samples", "draws", *LATENT), "per_sample"),
@@ -65,7 +67,7 @@ SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
 HALVES = ("encoder_hidden_states", "sample", "noise_pred")
 """The wires that are float16 in the fp16 variant."""
 SIGNATURES: dict[str, tuple[str, str, str]] = {
-    "conditioning": ("once", "input_ids", "encoder_hidden_states"),
+    "conditioning": ("once", "input_ids token_weights clip_skip", "encoder_hidden_states"),
     "start": ("once", "table noise sample_of_row", "latents history row sample timestep"),
     "denoiser": ("loop", "sample timestep encoder_hidden_states", "noise_pred"),
     "solver": (
@@ -109,7 +111,9 @@ def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> B
         made_with={"torch": "0"}, latents=Latents(channels=4, factor=8),
         limits=Limits(min_px=128, max_px=512, multiple_px=8),
         defaults=Defaults(height=128, width=136, num_inference_steps=3, guidance_scale=5.0, scheduler="euler"),
-        guidance_offset=0.0, tokenizer=TokenizerEntry(file="tokenizer.json", max_tokens=MAX_TOKENS),
+        guidance_offset=0.0, max_clip_skip=1, tokenizer=TokenizerEntry(
+            file="tokenizer.json", max_tokens=MAX_TOKENS, max_chunks=MAX_CHUNKS, bos_id=0, eos_id=1, pad_id=1,
+        ),
         tables=Tables(file="tables.npz", rows=ROWS, columns=COLUMNS, schedulers={
             name: SchedulerEntry(class_name=name, settings={}, min_steps=1, max_steps=MAX_STEPS) for name in SCHEDULERS
         }),
@@ -144,14 +148,11 @@ def binding(name: str, precision: Precision) -> Binding:
 
 @cache
 def tokenizer() -> Tokenizer:
-    """One token per byte, between <s> and </s>, cut and padded to 77."""
+    """One token per byte; <s> and </s> are for the runtime to add."""
     words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     made = Tokenizer(models.BPE({word: k for k, word in enumerate(words)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    made.enable_truncation(MAX_TOKENS)
-    made.enable_padding(length=MAX_TOKENS, pad_id=1, pad_token="</s>")
     return made
 
 

@@ -26,11 +26,11 @@ from engine.bundle import (
     SchedulerEntry,
     Source,
     Tables,
-    Tokenizer,
     encode_bundle,
     sealed,
 )
 from engine.digest import file_sha256
+from engine.tokens import Tokenizer
 
 FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
 LATENT = (4, "height/8", "width/8")
@@ -143,6 +143,7 @@ def write_bundle(
     return folder
 
 
+TOKENIZER = Tokenizer(file="tokenizer.json", max_tokens=77, max_chunks=8, bos_id=0, eos_id=1, pad_id=1)
 COMMON = {"tokens": 77, "draws": 1}
 CASES = {
     "default": {"rows": 2, "samples": 1, "height": 128, "width": 128, **COMMON},
@@ -201,7 +202,7 @@ def _bundle(files: dict[str, FileEntry], steps: int, scale: float) -> Bundle:
         version=VERSION, sha256="", name="toy", family="toy", source=Source(path="../toy", sha256="0" * 64),
         made_with={}, latents=Latents(channels=4, factor=8), limits=Limits(min_px=64, max_px=512, multiple_px=8),
         defaults=Defaults(height=128, width=128, num_inference_steps=4, guidance_scale=5.0, scheduler="euler"),
-        guidance_offset=0.0, tokenizer=Tokenizer(file="tokenizer.json", max_tokens=77),
+        guidance_offset=0.0, tokenizer=TOKENIZER, max_clip_skip=0,
         tables=Tables(file="tables.npz", rows=200, columns=("p",), schedulers={"euler": euler}),
         reference=_reference(scale), variants={"fp16": GRAPHS}, files=files,
     )  # fmt: skip

@@ -22,6 +22,8 @@ CHANNELS, FACTOR = 4, 8
 LATENT: tuple[Axis, ...] = (CHANNELS, "height/8", "width/8")
 WIRES: dict[str, tuple[DType | Literal["half"], tuple[Axis, ...], Lifetime]] = {
     "input_ids": ("int32", ("rows", "tokens"), "per_row"),
+    "token_weights": ("float32", ("rows", "tokens"), "per_row"),
+    "clip_skip": ("int32", ("rows",), "per_row"),
     "encoder_hidden_states": ("half", ("rows", "tokens", WIDTH), "per_row"),
     "prologue_00": ("half", ("rows", "tokens", WIDTH), "per_row"),
     "prologue_01": ("half", ("rows", "tokens", WIDTH), "per_row"),
@@ -42,7 +44,7 @@ WIRES: dict[str, tuple[DType | Literal["half"], tuple[Axis, ...], Lifetime]] = {
 }
 """dtype, shape and lifetime; `half` is the variant's own."""
 SIGNATURES: dict[str, tuple[Stage, str, str]] = {
-    "conditioning": ("once", "input_ids", "encoder_hidden_states"),
+    "conditioning": ("once", "input_ids token_weights clip_skip", "encoder_hidden_states"),
     "prologue": ("once", "encoder_hidden_states", "prologue_00 prologue_01"),
     "start": ("once", "table noise sample_of_row", "latents row sample timestep"),
     "denoiser": ("loop", "sample timestep prologue_00 prologue_01", "noise_pred"),
@@ -139,8 +141,18 @@ class Nodes:
 
 
 def _conditioning(n: Nodes) -> None:
-    embedded = n.add("embedding", "Gather", n.weight(VOCABULARY, WIDTH), "input_ids", axis=0)
-    n.add("projection", "MatMul", n.layer_norm("norm", embedded), n.weight(WIDTH, WIDTH), out="encoder_hidden_states")
+    """Chunk by chunk; clip_skip 1 leaves the projection out, and the weights are multiplied in fp32."""
+    size = n.add("chunks", "Shape", "input_ids")
+    ids = n.add("chunks", "Reshape", "input_ids", n.constant([-1, TOKENS], np.int64))
+    embedded = n.layer_norm("norm", n.add("embedding", "Gather", n.weight(VOCABULARY, WIDTH), ids, axis=0))
+    projected = n.add("projection", "MatMul", embedded, n.weight(WIDTH, WIDTH))
+    column = n.add("skip", "Reshape", "clip_skip", n.constant([-1, 1], np.int64))
+    each = n.add("skip", "Reshape", n.add("skip", "Expand", column, size), n.constant([-1, TOKENS, 1], np.int64))
+    chosen = n.add("skip", "Where", n.add("skip", "Equal", each, n.constant(1, np.int32)), embedded, projected)
+    weights = n.add("weights", "Reshape", "token_weights", n.constant([-1, TOKENS, 1], np.int64))
+    weighted = n.add("weights", "Mul", n.add("weights", "Cast", chosen, to=TensorProto.FLOAT), weights)
+    whole = n.add("chunks", "Concat", size, n.constant([WIDTH], np.int64), axis=0)
+    n.add("chunks", "Reshape", n.add("weights", "Cast", weighted, to=n.half), whole, out="encoder_hidden_states")
 
 
 def _prologue(n: Nodes) -> None:

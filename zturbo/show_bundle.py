@@ -20,7 +20,7 @@ def print_bundle(folder: Path, bundle: Bundle, *, verify: bool) -> None:
 
 def print_head(folder: Path, bundle: Bundle) -> None:
     """Name, origin and limits."""
-    limits, defaults = bundle.limits, bundle.defaults
+    limits, defaults, tokenizer = bundle.limits, bundle.defaults, bundle.tokenizer
     facts = {
         "family": bundle.family,
         "sha256": bundle.sha256,
@@ -29,6 +29,8 @@ def print_head(folder: Path, bundle: Bundle) -> None:
         "sizes": f"{limits.min_px} to {limits.max_px} px, multiples of {limits.multiple_px}",
         "defaults": f"{defaults.height} × {defaults.width} px, {defaults.num_inference_steps} steps of "
         f"{defaults.scheduler}, guidance {defaults.guidance_scale:g}",
+        "prompts": f"up to {tokenizer.max_chunks} chunks of {tokenizer.max_tokens} tokens, clip skip 0 to "
+        f"{bundle.max_clip_skip}",
         "latents": f"{bundle.latents.channels} channels, {bundle.latents.factor} px each way",
     }
     print_table(f"bundle '{bundle.name}' in {folder}", ("what", "is"), list(facts.items()))

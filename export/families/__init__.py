@@ -23,7 +23,8 @@ class Model:
     """A source model, opened by its family.
 
     components: the folders that its hash covers. graphs: their names, in the order they run in; specs makes those of
-    one precision, with fresh modules on each call. vocabulary: how many token ids the conditioning takes.
+    one precision, with fresh modules on each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt.
+    vocabulary: how many token ids the conditioning takes.
     """
 
     family: str
@@ -35,6 +36,8 @@ class Model:
     guidance_offset: float
     scheduler_config: dict[str, Any]
     max_tokens: int
+    max_chunks: int
+    max_clip_skip: int
     vocabulary: int
     graphs: tuple[str, ...]
     specs: Callable[[Precision], tuple[GraphSpec, ...]]

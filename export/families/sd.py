@@ -23,23 +23,17 @@ from export.graph import GraphSpec
 from export.solver import COLUMNS, HISTORY, ROWS, own_name
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
+from export.text_graph import Conditioning
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 STAND_IN = "dpmpp_2m"
+MAX_CHUNKS = 8
+"""Of a prompt: 600 tokens of text, about 2500 characters. A bound for memory: each chunk adds keys and values to every
+attention, and profiles are built for as many as are named."""
+PROMPT = ("input_ids", "token_weights", "clip_skip")
+"""What the conditioning is made of, row by row."""
 TORCH = {"fp32": torch.float32, "fp16": torch.float16}
 NUMPY: dict[Precision, DType] = {"fp32": "float32", "fp16": "float16"}
-
-
-class Conditioning(nn.Module):
-    """input_ids (rows, tokens) int32 → the text encoder's last hidden state (rows, tokens, D)."""
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.encoder(input_ids=input_ids).last_hidden_state
-        return hidden
 
 
 class Denoiser(nn.Module):
@@ -101,7 +95,8 @@ def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[s
         latents=Latents(channels=unet["in_channels"], factor=factor),
         limits=Limits(min_px=min(128, side), max_px=2 * side, multiple_px=factor),
         defaults=read_defaults(source, defaults), scheduler_config=scheduler,
-        max_tokens=text["max_position_embeddings"], vocabulary=text["vocab_size"],
+        max_tokens=text["max_position_embeddings"], max_chunks=MAX_CHUNKS,
+        max_clip_skip=text["num_hidden_layers"] - 1, vocabulary=text["vocab_size"],
         graphs=tuple(SIGNATURES), specs=lambda precision: graphs(source, precision, unet, factor),
     )  # fmt: skip
 
@@ -122,9 +117,10 @@ def graphs(source: Path, precision: Precision, unet: dict[str, Any], factor: int
     dtype = TORCH[precision]
     encoder = load(CLIPTextModel, source / "text_encoder", dtype)
     encoder.set_attn_implementation("eager")  # the fused one gives LayerNormalization a float input in fp16
+    text = encoder.config
     wire = Wires(NUMPY[precision], unet["in_channels"], factor, unet["cross_attention_dim"])
     modules: dict[str, nn.Module] = {
-        "conditioning": Conditioning(encoder),
+        "conditioning": Conditioning(encoder, text.max_position_embeddings, text.num_hidden_layers - 1),
         "start": Start(dtype),
         "denoiser": Denoiser(load(UNet2DConditionModel, source / "unet", dtype)),
         "solver": Solver(dtype),
@@ -163,7 +159,7 @@ class Wires:
         for name in ("latents", "history", "row"):
             entries[f"next_{name}"] = entries[name]
         for name, wire in host_wires(channels, factor, ROWS, len(COLUMNS)).items():
-            entries[name] = (*wire, "per_row" if name == "input_ids" else "per_sample")
+            entries[name] = (*wire, "per_row" if name in PROMPT else "per_sample")
         self.bindings = {
             name: Binding(name=name, dtype=dtype, shape=shape, lifetime=lifetime)
             for name, (dtype, shape, lifetime) in entries.items()
@@ -182,7 +178,7 @@ class Wires:
 
 
 SIGNATURES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
-    "conditioning": ("once", ("input_ids",), ("encoder_hidden_states",)),
+    "conditioning": ("once", PROMPT, ("encoder_hidden_states",)),
     "start": (
         "once",
         ("table", "noise", "sample_of_row"),

@@ -140,8 +140,9 @@ class Backend(Protocol):
     def captures(self) -> Captures:
         """How many launches are captured now, and why others are not."""
 
-    def row_counts(self, height: int, width: int) -> Collection[int]:
-        """The numbers of denoiser rows that one batch of pictures of this size, in pixels, may have: at least one.
+    def row_counts(self, height: int, width: int, tokens: int) -> Collection[int]:
+        """The numbers of denoiser rows that one batch of pictures of this size in pixels, with prompts of this many
+        tokens, may have: at least one.
 
         Not the most alone, which would say nothing of a profile's least rows, nor of the gap between two profiles.
         """

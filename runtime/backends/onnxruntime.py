@@ -106,8 +106,8 @@ class OnnxRuntimeBackend:
         """One after another."""
         return in_order(launches)
 
-    def row_counts(self, height: int, width: int) -> range:  # noqa: ARG002
-        """The same at every size."""
+    def row_counts(self, height: int, width: int, tokens: int) -> range:  # noqa: ARG002
+        """The same at every size and length."""
         return range(1, MAX_ROWS + 1)
 
     def mark(self) -> Callable[[], None]:

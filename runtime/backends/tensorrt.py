@@ -25,7 +25,7 @@ from engine.errors import BackendUnavailable, ExecutionFailed, PlanError, ShapeO
 from engine.machine import Machine, machine_of
 from engine.one_by_one import bound_graph
 from engine.plan import build_remedy
-from engine.profiles import size_text
+from engine.profiles import dims_text, size_text
 from engine.target import Target
 from runtime.backends.base import BackendOptions, Buffer, Launch
 
@@ -69,9 +69,9 @@ class TensorRTBackend:
         """Load the engines for a size in pixels, or those nearest to it. Raises PlanError or ExecutionFailed."""
         self._loaded(self._catalog.nearest(height, width))
 
-    def row_counts(self, height: int, width: int) -> list[int]:
-        """Those of the profiles that cover the size; where none does, `bind` says which there are."""
-        return self._catalog.row_counts(height, width)
+    def row_counts(self, height: int, width: int, tokens: int) -> list[int]:
+        """Those of the profiles that cover size and tokens; where none does, `bind` says which there are."""
+        return self._catalog.row_counts(height, width, tokens)
 
     def mark(self) -> Callable[[], None]:
         """A CUDA event behind all that was launched."""
@@ -104,8 +104,8 @@ class TensorRTBackend:
         return self._engines[plans.name]
 
     def _outside(self, dims: Dims) -> ShapeOutsideProfile:
-        asked = ", ".join(f"{name} {dims[name]}" for name in ("rows", "samples", "width", "height"))
-        profile = f"{size_text(dims['width'], dims['height'])}@{dims['rows']}"
+        asked = ", ".join(f"{name} {dims[name]}" for name in ("rows", "samples", "width", "height", "tokens"))
+        profile = dims_text(dims, self._catalog.chunk)
         texts = dict.fromkeys(one.text for one, _, _ in self._catalog.profiles)
         target = str(self._catalog.sets[0].target)
         return ShapeOutsideProfile(

@@ -51,7 +51,7 @@ def test_a_turn_tells_replays_from_what_lies_between():
 def test_what_is_not_captured_is_the_inner_backends():
     inner = FakeBackend(max_rows=3)
     backend = StampedBackend(inner, HostClock())
-    assert (backend.name, list(backend.row_counts(64, 64))) == ("fake", [1, 2, 3])
+    assert (backend.name, list(backend.row_counts(64, 64, 77))) == ("fake", [1, 2, 3])
 
 
 @pytest.mark.parametrize("capture", [True, False])

@@ -71,14 +71,32 @@ def test_the_closest_profile_of_all_sets_is_taken_with_its_index(shelf):
     assert of(rows=1) == ("dynamic-64-256@1-8", 0)
     assert catalog.covering({**DIMS, "rows": 9}) is None
     assert catalog.nearest(512, 512).name == "dynamic-64-256@1-8"
-    assert catalog.row_counts(128, 128) == list(range(1, 9))
+    assert catalog.row_counts(128, 128, 77) == list(range(1, 9))
 
 
 def test_rows_have_gaps_where_profiles_do(shelf):
     shelf.put("128@2")
     shelf.put("128@6-8")
-    assert found(shelf).row_counts(128, 128) == [2, 6, 7, 8]
-    assert found(shelf).row_counts(512, 512) == [2, 6, 7, 8]
+    assert found(shelf).row_counts(128, 128, 77) == [2, 6, 7, 8]
+    assert found(shelf).row_counts(512, 512, 77) == [2, 6, 7, 8]
+
+
+def test_prompts_of_several_chunks_have_rows_and_profiles_of_their_own(shelf):
+    shelf.put("128@1-2")
+    shelf.put("128@4t77-231", "128@6t231")
+    catalog = found(shelf)
+    assert [catalog.row_counts(128, 128, tokens) for tokens in (77, 154, 231)] == [[1, 2, 4], [4], [4, 6]]
+    assert catalog.row_counts(128, 128, 308) == [1, 2, 4, 6]
+    assert catalog.covering({**DIMS, "tokens": 154}) is None
+    plans, index = catalog.covering({**DIMS, "rows": 4, "samples": 2, "tokens": 154})
+    assert (plans.name, index) == ("128@4t77-231+128@6t231", 0)
+
+
+def test_of_two_profiles_of_one_size_the_one_for_shorter_prompts_is_tuned_closer(shelf):
+    shelf.put("128@2t77-231")
+    shelf.put("128@2")
+    assert found(shelf).covering(DIMS)[0].name == "128@2"
+    assert found(shelf).covering({**DIMS, "tokens": 154})[0].name == "128@2t77-231"
 
 
 def test_of_several_chains_the_one_with_fewest_parts_that_may_run_is_taken(shelf):

@@ -125,9 +125,11 @@ def test_what_cannot_be_compared_is_told_in_words(toy):
     assert verdicts["denoiser"].reason == "no recorded case fits the profiles"
     assert verdicts["denoiser"].machine is not None
     assert verdicts["denoiser"].ungated == (
-        "case default (128, rows 2, samples 1): in no profile", "case small (64, rows 3, samples 2): in no profile",
-        "case odd (72x64, rows 1, samples 1): in no profile", "profile 512@2: no case of the reference fits it",
-        "loop: in no profile (128, rows 2, samples 1)",
+        "case default (128, rows 2, samples 1, tokens 77): in no profile",
+        "case small (64, rows 3, samples 2, tokens 77): in no profile",
+        "case odd (72x64, rows 1, samples 1, tokens 77): in no profile",
+        "profile 512@2: no case of the reference fits it",
+        "loop: in no profile (128, rows 2, samples 1, tokens 77)",
     )  # fmt: skip
     shared = judged(toy, put(toy, "128@2", "512@2"))["start"]
     assert shared.status == "passed"

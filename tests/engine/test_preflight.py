@@ -80,6 +80,8 @@ def test_predictions_grow_with_weights_parts_and_profile(folder, site):
     assert host_bytes(SLOW, weights_bytes(part)) == pytest.approx(4e9, rel=0.05)  # as measured
     assert plan_bytes(job) > weights_bytes(job)
     assert gpu_bytes(large) - gpu_bytes(job) == 2048 * (512 * 512 * 8 - 128 * 128 * 2)
+    longer = jobs_of(folder, site, {"denoiser": 1700 * MB}, "128@2", "dynamic:64-512@1-8t77-231")[0]
+    assert gpu_bytes(longer) == gpu_bytes(large)
     once = jobs_of(folder, site, {"start": 1700 * MB}, "512@64")[0]
     assert gpu_bytes(once) < gpu_bytes(large)
 

@@ -10,7 +10,7 @@ import pytest
 from engine.binding import Binding
 from engine.bundle import Bundle, Defaults, Limits, load_bundle
 from engine.errors import ProfileInvalid
-from engine.profiles import MAX_NAME, named_sets, parse_profile, parse_profiles, read_set_name, set_name
+from engine.profiles import MAX_NAME, dims_text, named_sets, parse_profile, parse_profiles, read_set_name, set_name
 from tests.toy_bundle import write_bundle
 
 SAMPLE = Binding(name="sample", dtype="float16", shape=("rows", 4, "height/8", "width/8"), lifetime="transient")
@@ -45,8 +45,12 @@ def test_a_dynamic_profile_is_tuned_for_the_default_size(bundle):
 
 @pytest.mark.parametrize(
     ("text", "canonical"),
-    [("256@2", "256@2"), ("256x256@2-2", "256@2"), ("256x128@1-4", "256x128@1-4"), ("dynamic:64-512@1-8",) * 2],
-)
+    [
+        ("256@2", "256@2"), ("256x256@2-2", "256@2"), ("256x128@1-4", "256x128@1-4"), ("dynamic:64-512@1-8",) * 2,
+        ("256@2t77", "256@2"), ("256@2t77-77", "256@2"), ("256@1-2t154", "256@1-2t154"), ("256@2t154-154", "256@2t154"),
+        ("256x128@2t77-231", "256x128@2t77-231"), ("dynamic:64-512@1-8t154-616",) * 2,
+    ],
+)  # fmt: skip
 def test_text_is_canonical_and_its_folders_name_reads_back(bundle, text, canonical):
     profile, other = parse_profile(text, bundle), parse_profile("dynamic:64-128@1-2", bundle)
     assert profile.text == canonical
@@ -65,6 +69,22 @@ def test_covers(bundle):
         assert not profile.covers({**inside, name: value})
 
 
+def test_tokens_are_whole_chunks_and_tuned_for_the_least(bundle):
+    assert parse_profile("256@2", bundle).symbols["tokens"] == (77, 77, 77)
+    profile = parse_profile("256@2t77-231", bundle)
+    assert profile.symbols["tokens"] == (77, 77, 231)
+    ids = Binding(name="input_ids", dtype="int32", shape=("rows", "tokens"), lifetime="per_row")
+    assert profile.ranges(ids) == ((2, 77), (2, 77), (2, 231))
+    dims = {"rows": 2, "samples": 1, "height": 256, "width": 256, "draws": 1}
+    assert [profile.covers({**dims, "tokens": tokens}) for tokens in (77, 154, 231, 308)] == [True] * 3 + [False]
+
+
+def test_what_covers_dims_and_no_more_is_named_as_it_is_asked_for(bundle):
+    dims = {"rows": 2, "samples": 1, "height": 256, "width": 128, "draws": 1}
+    for tokens, text in ((77, "128x256@2"), (154, "128x256@2t154")):
+        assert dims_text({**dims, "tokens": tokens}, 77) == text == parse_profile(text, bundle).text
+
+
 def test_profiles_are_taken_once(bundle):
     assert [p.text for p in parse_profiles(["256@2", "256x256@2", "128@1"], bundle)] == ["256@2", "128@1"]
     with pytest.raises(ProfileInvalid, match="at least one"):
@@ -79,6 +99,9 @@ def test_profiles_are_taken_once(bundle):
         ("256@0", "MIN ≤ MAX"), ("256@4-2", "MIN ≤ MAX"), ("256@2-65", "MIN ≤ MAX"),
         ("250@2", "multiples of 8 from 64 to 512"), ("1024@2", "multiples of 8"), ("256x32@2", "multiples of 8"),
         ("dynamic:512-128@2", "MIN_PX ≤ MAX_PX"), ("dynamic:128@2", "WIDTHxHEIGHT"), ("dynamic:64-520@2", "64 to 512"),
+        ("256@2t", "WIDTHxHEIGHT"), ("256@2t-154", "WIDTHxHEIGHT"), ("256t77@2", "WIDTHxHEIGHT"),
+        ("256@2T77", "WIDTHxHEIGHT"), ("256@2t100", "multiples of 77 from 77 to 616 tokens"),
+        ("256@2t0", "multiples of 77"), ("256@2t77-693", "multiples of 77"), ("256@2t231-77", "MIN ≤ MAX"),
     ],
 )  # fmt: skip
 def test_bad_text_is_refused_with_what_is_allowed(bundle, text, what):
@@ -123,6 +146,9 @@ def test_a_word_stands_for_the_profiles_of_a_set(bundle):
     assert texts("default", xl) == ["1024@1-2"]
     assert texts("portrait landscape", xl) == ["896x1152@1-2", "1152x896@1-2"]
     assert texts("dynamic batch", emoji) == ["dynamic:128-512@1-4", "256@2-8"]
+    assert texts("long", emoji) == ["256@1-2t77-231"]
+    one_chunk = msgspec.structs.replace(emoji.tokenizer, max_chunks=1)
+    assert texts("long", msgspec.structs.replace(emoji, tokenizer=one_chunk)) == ["256@1-2"]
     assert texts("default 128@2 default square", emoji) == ["256@1-2", "128@2"]
     assert texts("default", of_size(bundle, 256, 128, 512, family="unheard of")) == ["256@1-2"]
     wide = msgspec.structs.replace(bundle, defaults=Defaults(
@@ -140,5 +166,7 @@ def test_every_set_is_within_the_bundles_limits(bundle, side, low, high, step):
 def test_an_unknown_name_tells_the_sets_and_the_forms(bundle):
     with pytest.raises(ProfileInvalid, match=r"no set of 'toy'; allowed: default; WIDTHxHEIGHT@MIN-MAX or dynamic"):
         parse_profiles(["portrait"], bundle)
-    with pytest.raises(ProfileInvalid, match="default, batch, square, portrait, landscape, shapes, dynamic; WIDTH"):
+    with pytest.raises(
+        ProfileInvalid, match="default, batch, square, portrait, landscape, shapes, dynamic, long; WIDTH"
+    ):
         parse_profiles(["defalt"], of_size(bundle, 256, 128, 512))

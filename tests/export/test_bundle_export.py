@@ -57,10 +57,10 @@ def test_tables_hold_every_scheduler_at_every_step_count(tiny_bundle: Path) -> N
     assert arrays["euler/20"].shape == (21, len(COLUMNS))
 
 
-def test_reference_has_three_cases_with_fp16_errors(tiny_bundle: Path) -> None:
+def test_reference_has_four_cases_with_fp16_errors(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     arrays = np.load(tiny_bundle / bundle.reference.file)
-    assert len(bundle.reference.cases) == 3
+    assert [case.dims["tokens"] for case in bundle.reference.cases] == [77, 77, 77, 154]
     for case in bundle.reference.cases:
         assert 1e-5 < case.fp16_error["denoiser"]["noise_pred"] < 1e-2
         prologue, *graphs = sorted(bundle.graphs("fp32"), key=lambda graph: not graph.hoisted_from)
@@ -72,7 +72,11 @@ def test_reference_has_three_cases_with_fp16_errors(tiny_bundle: Path) -> None:
             ]:
                 array = arrays[f"{case.name}/{graph.name}/{binding.name}"]
                 assert array.shape == tuple(binding.resolve(case.dims))
-        assert arrays[f"{case.name}/denoiser/encoder_hidden_states"].shape == (case.dims["rows"], 77, 32)
+        assert arrays[f"{case.name}/denoiser/encoder_hidden_states"].shape == (
+            case.dims["rows"],
+            case.dims["tokens"],
+            32,
+        )
 
 
 @pytest.mark.slow

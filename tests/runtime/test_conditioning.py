@@ -10,7 +10,7 @@ import pytest
 from engine.binding import Binding, Graph
 from engine.bundle import load_bundle
 from engine.errors import ExecutionFailed
-from runtime.conditioning import ConditioningCache, conditioning_graphs, kept_wires
+from runtime.conditioning import ConditioningCache, conditioning_graphs, kept_wires, read_wires
 from runtime.memory import Wiring
 from runtime.pipeline import Pipeline
 from runtime.request import Request
@@ -39,11 +39,13 @@ def made_graph(name, inputs, outputs, stage="once", lifetime="per_row", first="r
 
 
 def test_the_graphs_are_found_by_what_they_depend_on():
+    """By the lifetime and the first axis of what the host feeds, whatever it is called."""
     graphs = [
         made_graph("one", "input_ids", "hidden pooled"),
         made_graph("two", "input_ids pooled", "added"),
-        made_graph("start", "noise", "latents"),
-        made_graph("mixed", "hidden noise", "blend"),
+        made_graph("loose", "words", "letters"),
+        made_graph("start", "noise", "latents", lifetime="per_sample"),
+        made_graph("mixed", "hidden latents", "blend"),
         made_graph("whole", "hidden", "scalar", first=1),
         made_graph("passing", "hidden", "gone", lifetime="transient"),
         made_graph("prologue", "hidden added", "k v"),
@@ -51,12 +53,15 @@ def test_the_graphs_are_found_by_what_they_depend_on():
         made_graph("again", "input_ids", "late", stage="final"),
     ]
     found = conditioning_graphs(graphs)
-    assert [one.name for one in found] == ["one", "two", "prologue"]
+    assert [one.name for one in found] == ["one", "two", "loose", "prologue"]
     assert kept_wires(graphs, found) == ["hidden", "k", "v"]
+    assert read_wires(found) == ["input_ids", "words"]
 
 
 def test_of_the_fake_bundle_it_is_the_text_encoder():
-    assert [one.name for one in conditioning_graphs(GRAPHS)] == ["conditioning"]
+    found = conditioning_graphs(GRAPHS)
+    assert [one.name for one in found] == ["conditioning"]
+    assert read_wires(found) == ["input_ids", "token_weights", "clip_skip"]
 
 
 def launches(pipeline):
@@ -77,9 +82,22 @@ def test_a_prompt_that_comes_again_is_not_encoded_again_and_gives_the_same_pictu
 
 def test_a_key_is_the_ids_and_not_the_text(make):
     pipeline = make()
-    pipeline.generate(Request(prompt="x" * 76, num_inference_steps=1))
-    pipeline.generate(Request(prompt="x" * 80, num_inference_steps=1))  # cut to the same 75 tokens
+    pipeline.generate(Request(prompt="x" * 226, num_inference_steps=1))
+    pipeline.generate(Request(prompt="x" * 300, num_inference_steps=1))  # cut to the same 3 · 75 tokens
     assert launches(pipeline) == 1
+
+
+def test_a_key_is_the_weights_and_the_layers_skipped_too(make):
+    """Each differs from those before in one of them; the second time round all are kept."""
+    pipeline = make()
+    asked = [{"prompt": "a cat"}, {"prompt": "a (cat)"}, {"prompt": "a cat", "clip_skip": 1}, {"prompt": "(a) cat"}]
+    requests = [Request(num_inference_steps=1, **one) for one in asked]
+    results = [pipeline.generate(request) for request in [*requests, *requests]]
+    assert launches(pipeline) == 4
+    assert [one.metadata["conditioning_cached"] for one in results] == [False] * 4 + [True] * 4
+    assert len({one.arrays.tobytes() for one in results}) == 4
+    pipeline.generate(Request(prompt="a cat", emphasis=False, clip_skip=0, num_inference_steps=1))
+    assert launches(pipeline) == 4
 
 
 def test_a_batch_of_another_shape_is_computed_anew(make):
@@ -131,14 +149,19 @@ def ids_of(*rows):
 def wiring():
     backend = FakeBackend()
     conditioning = conditioning_graphs(GRAPHS)
-    made = Wiring(backend, GRAPHS, DIMS, conditioning, kept_wires(GRAPHS, conditioning))
+    wires = kept_wires(GRAPHS, conditioning), read_wires(conditioning)
+    made = Wiring(backend, GRAPHS, DIMS, conditioning, *wires)
     made.backend = backend
     return made
 
 
 def condition(cache, wiring, *rows):
-    wiring.write({"input_ids": ids_of(*rows)})
-    return cache.condition(wiring, ids_of(*rows))
+    arrays = {
+        "input_ids": ids_of(*rows), "token_weights": np.ones((3, MAX_TOKENS), np.float32),
+        "clip_skip": np.zeros(3, np.int32),
+    }  # fmt: skip
+    wiring.write(arrays)
+    return cache.condition(wiring, arrays)
 
 
 def test_the_least_recently_used_row_goes_first(wiring):

@@ -30,8 +30,11 @@ MIXED = [
 
 def by_hand(prompt, negative, guidance, steps, seed):
     """Euler written as a loop over one picture, in float64, without tables, rows or batches."""
-    ids = np.array([tokenizer().encode(text).ids for text in (prompt, negative)], np.int32)
-    hidden = conditioning(ids)[0]
+    ids = np.ones((2, 77), np.int32)
+    for row, text in zip(ids, (prompt, negative), strict=True):
+        found = tokenizer().encode(text).ids
+        row[: len(found) + 1] = [0, *found]
+    hidden = conditioning(ids, np.ones((2, 77), np.float32), np.zeros(2, np.int32))[0]
     levels = sigmas(steps)
     x = levels[0] * draws(seed, 0, 1, (4, 16, 17)).astype(np.float64)
     for now, after in pairwise(levels):
@@ -72,7 +75,9 @@ def test_splitting_changes_no_picture(make_pipeline, max_rows):
 @given(st.data())
 def test_any_batch_equals_its_serial_runs(bundle_folder, data):
     one = st.builds(
-        Request, prompt=st.sampled_from(["a", "cat", "x" * 200]), negative_prompt=st.sampled_from(["", "b"]),
+        Request, prompt=st.sampled_from(["a", "(cat)", "x" * 200, "x" * 300, "a BREAK [b"]),
+        negative_prompt=st.sampled_from(["", "b", "y " * 60]), clip_skip=st.sampled_from([None, 0, 1]),
+        emphasis=st.booleans(),
         seed=st.integers(0, 2**63 - 1), guidance_scale=st.sampled_from([0, 1, 2.5]), num_images=st.integers(1, 2),
         num_inference_steps=st.integers(1, 9), scheduler=st.sampled_from(["euler", "ancestral", "multistep"]),
     )  # fmt: skip
@@ -82,6 +87,48 @@ def test_any_batch_equals_its_serial_runs(bundle_folder, data):
         together = pipeline.generate_many(requests)
         for request, result in zip(requests, together, strict=True):
             assert np.array_equal(pipeline.generate(request).arrays, result.arrays)
+
+
+def test_prompts_of_other_lengths_change_no_picture_and_no_order(make_pipeline):
+    """One to three chunks, each length a batch of its own; a short prompt is padded for its own negative one alone."""
+    texts = ["a", "x" * 100, "b", "y" * 200, "x" * 100, "c"]
+    requests = [Request(prompt=text, seed=k, num_inference_steps=2) for k, text in enumerate(texts)]
+    requests.append(Request(prompt="a", negative_prompt="z" * 80, num_inference_steps=2))
+    alone = [make_pipeline().generate(request).arrays for request in requests]
+    pipeline = make_pipeline(max_rows=16)
+    seen = []
+    together = pipeline.generate_many(requests, lambda step: seen.append((step.index, step.total)))
+    assert all(np.array_equal(one, result.arrays) for one, result in zip(alone, together, strict=True))
+    assert pipeline.backend.events.count("conditioning") == 3
+    assert seen == [(k, 6) for k in range(1, 7)]
+    assert {dims["tokens"] for dims in pipeline.backend.allocated} == {77, 154, 231}
+    assert len({arrays.tobytes() for arrays in alone}) == len(requests)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"prompt": "a (cat)"}, {"prompt": "a cat"}), ({"prompt": "a (cat)"}, {"prompt": "a (cat)", "emphasis": False}),
+        ({"prompt": "a cat"}, {"prompt": "a cat", "clip_skip": 1}), ({"prompt": "a b"}, {"prompt": "a BREAK b"}),
+        ({"prompt": "a", "negative_prompt": "(b)"}, {"prompt": "a", "negative_prompt": "b"}),
+    ],
+)  # fmt: skip
+def test_emphasis_and_clip_skip_change_the_picture(pipeline, one, other):
+    pictures = [pipeline.generate(Request(num_inference_steps=2, **asked)).arrays for asked in (one, other)]
+    assert not np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"prompt": "a (cat:1)"}, {"prompt": "a cat"}),
+        ({"prompt": r"a \(cat\)"}, {"prompt": "a (cat)", "emphasis": False}),
+        ({"prompt": "a cat"}, {"prompt": "a cat", "clip_skip": 0}),
+    ],
+)  # fmt: skip
+def test_what_asks_for_nothing_changes_nothing(pipeline, one, other):
+    pictures = [pipeline.generate(Request(num_inference_steps=2, **asked)).arrays for asked in (one, other)]
+    assert np.array_equal(*pictures)
 
 
 def test_image_i_is_the_same_in_any_number_of_images(pipeline):
@@ -104,10 +151,11 @@ def test_given_noise_replaces_the_seeds(pipeline):
 
 
 def test_results_tell_what_was_asked_and_what_ran_it(pipeline):
-    result = pipeline.generate(Request(prompt="x" * 80, seed=np.int64(4), guidance_scale=np.float32(2.5)))
+    result = pipeline.generate(Request(prompt="x" * 230, seed=np.int64(4), guidance_scale=np.float32(2.5)))
     assert json.loads(json.dumps(result.metadata)) == result.metadata == {
-        "prompt": "x" * 80, "negative_prompt": "", "height": 128, "width": 136, "num_inference_steps": 3,
+        "prompt": "x" * 230, "negative_prompt": "", "height": 128, "width": 136, "num_inference_steps": 3,
         "guidance_scale": 2.5, "scheduler": "euler", "seed": 4, "num_images": 1, "latents": None, "noise": None,
+        "clip_skip": 0, "emphasis": True,
         "dropped_tokens": {"prompt": 5, "negative_prompt": 0}, "bundle": "fake",
         "bundle_sha256": pipeline.bundle.sha256, "backend": "fake", "device": "numpy", "precision": "fp32",
         "captured": True, "conditioning_cached": False,

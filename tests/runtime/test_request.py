@@ -26,12 +26,15 @@ INTEGERS = {
     "num_inference_steps": "an integer from 1 to 100",
     "seed": "an integer from 0 to 9223372036854775807",
     "num_images": "an integer from 1 to 16",
+    "clip_skip": "an integer from 0 to 1000",
 }
 NO_INTEGERS = (True, False, np.True_, 1.0, np.float32(1), "1", b"1", [1], math.nan, Decimal(1), 1j, -1, HUGE, -HUGE)
 TEXT = "text of {} to 4000 characters"
 BAD = [
     *[(field, value, allowed) for field, allowed in INTEGERS.items() for value in NO_INTEGERS],
-    *[(field, 0, allowed) for field, allowed in INTEGERS.items() if field != "seed"],
+    *[(field, 0, allowed) for field, allowed in INTEGERS.items() if field not in ("seed", "clip_skip")],
+    ("clip_skip", 1001, INTEGERS["clip_skip"]),
+    *[("emphasis", value, "True or False") for value in (None, 0, 1, "no", np.True_)],
     *[(field, None, INTEGERS[field]) for field in ("seed", "num_images")],
     ("height", 1 << 17, INTEGERS["height"]),
     ("width", np.int64(1 << 17), INTEGERS["width"]),
@@ -110,6 +113,8 @@ GOOD = {
     "scheduler": (None, "euler", "anything: the bundle knows"),
     "seed": (0, 2**63 - 1, np.uint64(2**63 - 1), np.int8(1)),
     "num_images": (1, 16, np.int64(2)),
+    "clip_skip": (None, 0, 1000, np.int8(2)),
+    "emphasis": (True, False),
     "latents": (None, ARRAY),
     "noise": (None, ARRAY[:, :0]),
 }

@@ -106,6 +106,16 @@ def test_defaults_are_the_bundles(opened):
     assert (one.height, one.width, one.steps, one.guidance_scale, one.scheduler) == (128, 136, 3, 5.0, "euler")
 
 
+def test_clip_skip_outside_the_text_encoder(opened):
+    for value in (2, 100):
+        error = refused(opened, clip_skip=value)
+        assert (error.subject, error.actual, error.allowed) == ("request, clip_skip", str(value), "0 to 1")
+        assert "2 layers" in error.remedy
+    for value, expected in ((None, 0), (0, 0), (1, 1)):
+        one = resolve([Request(prompt="a cat", clip_skip=value)], *opened)[0]
+        assert one.clip_skip == one.samples[0].clip_skip == expected
+
+
 def test_zero_is_no_default(opened):
     one = resolve([Request(prompt="a cat", guidance_scale=0, seed=0)], *opened)[0]
     assert one.guidance_scale == 0.0

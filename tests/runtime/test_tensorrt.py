@@ -55,8 +55,8 @@ def test_facts_and_closing(bench):
     made = bench("10", "128@2", "64@1-8")
     backend = made.open()
     assert (backend.name, backend.device, backend.precision) == ("tensorrt", "NVIDIA H200", "fp16")
-    assert backend.row_counts(128, 128) == [2]
-    assert backend.row_counts(64, 64) == list(range(1, 9))
+    assert backend.row_counts(128, 128, 77) == [2]
+    assert backend.row_counts(64, 64, 77) == list(range(1, 9))
     run(backend, np.zeros((1, 1, 4, 16, 16), np.float32))
     backend.close()
     backend.close()
@@ -79,6 +79,8 @@ def test_a_shape_outside_names_the_profiles_and_the_command(bench):
         ShapeOutsideProfile, match=r"128@2, 64@1-8.*zturbo build .*toy --target tensorrt --profiles 256@2"
     ):
         backend.bind(GRAPHS[0], {}, {**DIMS, "height": 256, "width": 256})
+    with pytest.raises(ShapeOutsideProfile, match=r"tokens 154; allowed: .*128@2, .*--profiles 128@2t154"):
+        backend.bind(GRAPHS[0], {}, {**DIMS, "tokens": 154})
 
 
 def test_the_closest_profile_is_taken(bench):

@@ -112,7 +112,7 @@ def test_what_is_left_out_and_what_differs_is_said_once(bench):
     ) as caught:
         backend = made.open()
     assert len(caught) == 1
-    assert backend.row_counts(64, 64) == [2]
+    assert backend.row_counts(64, 64, 77) == [2]
 
 
 def test_plans_that_were_never_compared_are_told_in_one_line(monkeypatch, tmp_path):
@@ -144,7 +144,7 @@ def test_plans_for_another_gpu_lie_beside_those_for_this_one_and_are_not_told(be
     made.cuda.capability = (8, 9)
     made.build("64@1-8")
     backend = made.open()
-    assert backend.row_counts(64, 64) == list(range(1, 9))
+    assert backend.row_counts(64, 64, 77) == list(range(1, 9))
     made.cuda.capability = (9, 0)
     assert list(made.open()._engines) == ["128@2"]
 

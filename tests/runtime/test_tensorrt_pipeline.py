@@ -82,6 +82,22 @@ def test_a_prompt_that_comes_again_launches_no_conditioning_and_copies_nothing_t
     assert before.count("cudaStreamSynchronize") == 0
 
 
+def test_long_prompts_need_a_profile_with_their_tokens(shelf):
+    """One chunk runs where a prompt of two does not; then both run, and in one call as each does alone."""
+    short = Request(**{**CAT, "num_inference_steps": 2})
+    long = Request(**{**CAT, "num_inference_steps": 2, "prompt": "a cat " * 40})  # 80 tokens
+    with load(shelf) as pipeline:
+        assert pipeline.generate(short).arrays.any()
+        with pytest.raises(ShapeOutsideProfile, match=r"tokens 154; .*--profiles 128@2t154 --precision fp32"):
+            pipeline.generate(long)
+    shelf.put("128@2t77-231", precision="fp32")
+    with load(shelf) as pipeline:
+        alone = [pipeline.generate(request).arrays for request in (long, short)]
+        together = pipeline.generate_many([long, short])
+    assert all(np.array_equal(one, result.arrays) for one, result in zip(alone, together, strict=True))
+    assert not np.array_equal(*alone)
+
+
 def test_a_batch_that_no_division_fits_names_the_profiles(shelf):
     with load(shelf) as pipeline:
         assert len(pipeline.generate(Request(**CAT, num_images=5)).arrays) == 5  # 4, 4 and 2 rows

@@ -74,8 +74,8 @@ def test_one_set_serves_every_profile_in_it(shelf):
         assert images.shape == (dims["samples"], dims["height"] // 8, dims["width"] // 8, 4)
         assert images.any()
     assert list(backend._engines) == ["64@2+128@2-4"]
-    assert backend.row_counts(128, 128) == [2, 3, 4]
-    assert backend.row_counts(64, 64) == [2]
+    assert backend.row_counts(128, 128, 77) == [2, 3, 4]
+    assert backend.row_counts(64, 64, 77) == [2]
 
 
 class TestCapture:

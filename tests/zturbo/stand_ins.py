@@ -47,7 +47,8 @@ class FakePipeline:
             if on_step is not None:
                 on_step(SimpleNamespace(index=index, total=total))
         arrays = np.full((request.num_images, 16, 16, 3), 128, np.uint8)
-        return Result(arrays, {"loop": 0.5, "total": 0.75}, request.metadata())
+        dropped = {"prompt": max(0, len(request.prompt) - 600), "negative_prompt": 0}
+        return Result(arrays, {"loop": 0.5, "total": 0.75}, {**request.metadata(), "dropped_tokens": dropped})
 
 
 def assert_refused(done, kind: str) -> None:

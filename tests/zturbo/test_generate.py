@@ -22,6 +22,19 @@ def test_options_become_a_request(zturbo, small_bundle, fake_pipeline):
     assert (request.height, request.width, request.num_images) == (128, 136, 3)
 
 
+def test_prompts_are_read_with_emphasis_and_all_layers_by_default(zturbo, small_bundle, fake_pipeline):
+    zturbo("generate", small_bundle, "a (cat)")
+    zturbo("generate", small_bundle, "a (cat)", "--clip-skip", 1, "--no-emphasis")
+    assert [(one.clip_skip, one.emphasis) for one in fake_pipeline.requests] == [(None, True), (1, False)]
+
+
+def test_what_was_dropped_of_a_prompt_is_told(zturbo, small_bundle, fake_pipeline):
+    assert "dropped" not in zturbo("generate", small_bundle, "x" * 600).stderr
+    assert (
+        "prompt: its last 3 tokens find no room and were dropped" in zturbo("generate", small_bundle, "x" * 603).stderr
+    )
+
+
 def test_json_is_one_object_and_the_pictures_are_there(zturbo, small_bundle, fake_pipeline, tmp_path):
     done = zturbo("generate", small_bundle, "a cat", "-n", 2, "--out", "pictures", "--json")
     answer = json.loads(done.stdout)
@@ -52,6 +65,7 @@ BAD_OPTIONS = {
     "steps": ("--steps", 0), "many steps": ("--steps", 101), "nan": ("--guidance", "nan"), "inf": ("--guidance", "inf"),
     "guidance": ("--guidance", -1), "seed": ("--seed", -1), "big seed": ("--seed", 2**63), "none": ("-n", 0),
     "many": ("-n", 17), "height": ("--height", 0), "negative": ("--negative", "x" * 4001),
+    "clip skip": ("--clip-skip", -1),
 }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ def run(
     seed: Annotated[int, typer.Option(help="0 to 2^63 - 1; image i depends on (seed, i) alone.")] = 0,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="Last layers of the text encoder to leave out, from 0.")] = None,
+    emphasis: Annotated[bool, typer.Option(help="Read (word:1.3), [word] and BREAK; else take them literally.")] = True,
     number: Annotated[int, typer.Option("-n", "--number", help="Images, 1 to 16.")] = 1,
     out: Annotated[Path, typer.Option(help="The folder for the PNG files.")] = Path("out"),
     backend: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or pytorch.")] = "auto",
@@ -41,8 +43,8 @@ def run(
     from runtime.request import Request
 
     request = Request(
-        prompt=prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps,
-        guidance_scale=guidance, scheduler=scheduler, seed=seed, num_images=number,
+        prompt=prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps, seed=seed,
+        guidance_scale=guidance, scheduler=scheduler, num_images=number, clip_skip=clip_skip, emphasis=emphasis,
     )  # fmt: skip
     check_writable(out)
     with (
@@ -70,8 +72,16 @@ def tell_backend(pipeline: Pipeline) -> None:
     say(f"backend: {backend.name}, {backend.precision}, on {backend.device}")
 
 
+def tell_dropped(result: Result) -> None:
+    """Say how much of which prompt was not read."""
+    for name, count in result.metadata["dropped_tokens"].items():
+        if count:
+            say(f"{name}: its last {count} tokens find no room and were dropped")
+
+
 def tell_result(paths: list[Path], result: Result, *, as_json: bool) -> None:
-    """One JSON object, or one line per picture and one with the seconds of each stage."""
+    """One JSON object, or one line per picture and one with the seconds of each stage; and what was dropped."""
+    tell_dropped(result)
     if as_json:
         print_json({"paths": [str(path) for path in paths], "seconds": result.seconds, "metadata": result.metadata})
         return
