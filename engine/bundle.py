@@ -17,7 +17,7 @@ from engine.digest import file_sha256
 from engine.errors import BundleDamaged, BundleInvalid, BundleMissing, BundleVersion, OptionInvalid
 from engine.wiring import host_wires, wiring_problem
 
-VERSION = 2
+VERSION = 3
 FILE = "bundle.json"
 Count = Annotated[int, msgspec.Meta(ge=1)]
 

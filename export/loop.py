@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.binding import Graph, Stage
 from engine.bundle import LoopCase
-from engine.wiring import IMAGES
+from engine.wiring import IMAGES, launched
 from export.families import Model
 from export.graph import GraphSpec
 from export.reference import Arrays, cases, relative_error
@@ -64,19 +64,28 @@ def record_loop(model: Model, graphs: Sequence[Node], tables: Mapping[str, Table
 
 
 def host_inputs(model: Model, table: Table, dims: Mapping[str, int]) -> Arrays:
-    """What the host feeds one guided sample (engine.wiring.host_wires); token ids and noise are seeded."""
+    """What the host feeds one guided sample (engine.wiring.host_wires); token ids and noise are seeded.
+
+    A quarter of it is kept from an image, whose latents are given as they are: no graph makes them here.
+    """
     rng = np.random.default_rng(SEED)
+    input_ids = rng.integers(0, model.vocabulary, (2, dims["tokens"])).astype(np.int32)
     factor = model.latents.factor
     latent = model.latents.channels, dims["height"] // factor, dims["width"] // factor
+    noise = rng.standard_normal((1, dims["draws"], *latent)).astype(np.float32)
+    mask = np.ones((1, 1, *latent[1:]), np.float32)
+    mask[..., : latent[1] // 2, : latent[2] // 2] = 0
     guidance = model.defaults.guidance_scale + model.guidance_offset
     return {
-        "input_ids": rng.integers(0, model.vocabulary, (2, dims["tokens"])).astype(np.int32),
+        "input_ids": input_ids,
         "table": padded(table)[None],
-        "noise": rng.standard_normal((1, dims["draws"], *latent)).astype(np.float32),
+        "noise": noise,
         "guidance_scale": np.array([guidance], np.float32),
         "cond_row": np.array([0], np.int32),
         "uncond_row": np.array([1], np.int32),
         "sample_of_row": np.array([0, 0], np.int32),
+        "image_latents": rng.standard_normal((1, *latent)).astype(np.float32),
+        "mask": mask,
     }
 
 
@@ -89,11 +98,14 @@ def padded(table: Table) -> Table:
 
 
 def run_stages(graphs: Sequence[Node], host: Arrays, evaluations: int, run: Run) -> Arrays:
-    """Every wire as it is at the end; after each pass of the loop a carried output is the next pass's input."""
+    """Every wire as it is at the end; after each pass of the loop a carried output is the next pass's input.
+
+    Only the graphs run that the host's wires suffice for; what the others would make is among those.
+    """
     wires = dict(host)
     times: dict[Stage, int] = {"once": 1, "loop": evaluations, "final": 1}
     for stage, count in times.items():
-        mine = [graph for graph in graphs if graph.stage == stage]
+        mine = [graph for graph in launched(graphs, host) if graph.stage == stage]
         for _ in range(count):
             for graph in mine:
                 wires |= run(graph.name, {binding.name: wires[binding.name] for binding in graph.inputs})

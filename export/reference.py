@@ -39,6 +39,10 @@ def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: 
     limits = {"input_ids": vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples}
     if binding.name in limits:
         return rng.integers(0, limits[binding.name], shape)
+    if binding.dtype == "uint8":
+        return rng.integers(0, 256, shape)
+    if binding.name == "mask":
+        return rng.integers(0, 3, shape) / 2
     if binding.name == "timestep":
         return rng.uniform(0, 1000, shape)
     values = rng.standard_normal(shape)

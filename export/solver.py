@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from engine.errors import SchedulerUnsupported
 
-COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t")
+COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t", "u", "v")
 HISTORY = 4
 MAX_STEPS = 100
 ROWS = 200  # the start row, and up to 199 evaluations: what Heun needs for 100 steps
@@ -143,7 +143,8 @@ def table(name: str, scheduler: Any, steps: int) -> Table:
     at = {column: k for k, column in enumerate(COLUMNS)}
     rows[0, at["c"]] = run.init_noise_sigma
     rows[:-1, at["s"]], rows[:-1, at["t"]] = run.scales, run.timesteps
-    rows[-1, at["s"]] = 1.0
+    rows[-1, at["s"]] = rows[-1, at["u"]] = 1.0
+    rows[:-1, at["u"]], rows[:-1, at["v"]] = noise_levels(scheduler)
     for j in range(count):
         coefficients = _row(run, j, count)
         if coefficients is None:
@@ -153,6 +154,14 @@ def table(name: str, scheduler: Any, steps: int) -> Table:
     noisy = 1 + np.flatnonzero(rows[1:, at["c"]])
     rows[noisy, at["j"]] = 1 + np.arange(len(noisy))
     return rows.astype(np.float32)
+
+
+def noise_levels(scheduler: Any) -> tuple[Vector, Vector]:
+    """What add_noise takes of an image, and of noise, at each timestep."""
+    units = torch.eye(2)[:, None, None, None, :]
+    found = [scheduler.add_noise(units[0], units[1], t[None]).flatten().double().numpy() for t in scheduler.timesteps]
+    levels = np.array(found)
+    return levels[:, 0], levels[:, 1]
 
 
 def _row(run: Probe, j: int, count: int) -> dict[str, float] | None:
