@@ -27,6 +27,8 @@ G = TypeVar("G", bound=_Staged)
 Wire = tuple[DType, tuple[Axis, ...]]
 IMAGES = "images"
 """The wire that the host reads: uint8, (samples, height, width, channels)."""
+IMAGE = "image"
+"""The host's wire that a picture to begin from comes in by."""
 PREVIEW = "preview"
 """The wire that the host reads between steps: uint8, (samples, height / factor, width / factor, 3)."""
 

@@ -17,7 +17,7 @@ from engine.binding import Float32Array
 
 SEED = 5
 GRIDS = (1, 2, 4, 8, 16)
-"""Sides of the grids of random values that are laid over each other: latents of pictures are smooth, and of all scales."""
+"""Sides of the grids of random values that are laid over each other: latents are smooth, and of all scales."""
 SIDE, COUNT = 16, 12
 """Latents that the preview is fitted on: COUNT of SIDE × SIDE, 3072 places for 5 unknowns a colour."""
 

@@ -36,7 +36,7 @@ class Row:
         return self.part("u", image_latents) + self.part("v", noise[:, 0])
 
     def part(self, column: str, x: Tensor) -> Tensor:
-        """x times a column; 0 where the column is, whatever x is: of a sample without an image nothing spreads."""
+        """A column times x; 0 where the column is, whatever x is: of a sample without an image nothing spreads."""
         factor = self(column)
         return torch.where(factor == 0, torch.zeros_like(x), factor * x)
 
@@ -53,9 +53,7 @@ class Start(nn.Module):
         super().__init__()
         self.dtype = dtype
 
-    def forward(
-        self, table: Tensor, noise: Tensor, image_latents: Tensor, sample_of_row: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(self, table: Tensor, noise: Tensor, image_latents: Tensor, sample_of_row: Tensor) -> tuple[Tensor, ...]:
         """Returns latents, history, row (all zero rows become 1), sample and timestep."""
         first = torch.zeros_like(table[:, 0, 0], dtype=torch.int32)
         at = Row(table, first)
@@ -98,7 +96,7 @@ class Solver(nn.Module):
         for k in range(HISTORY):
             x = x + at(f"b{k + 1}") * history[:, k]
         x = x + at("c") * at.noise(noise)
-        # A row of neither image nor noise pads a table: what is painted stays. So does, to the bit, all under a mask of 1.
+        # A row of neither image nor noise pads a table: all stays. So does, to the bit, what is under a mask of 1.
         free = (mask == 1) | ((at("u") == 0) & (at("v") == 0))
         x = torch.where(free, x, mask * x + (1 - mask) * at.known(image_latents, noise))
         next_history = torch.cat([m[:, None], history[:, :-1]], 1)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.binding import Array, Float32Array
-from runtime.noise import draws
+from engine.wiring import IMAGE
+from runtime.noise import draws, encoder_noise
 from runtime.tables import Table, Tables
 
 
@@ -21,6 +22,7 @@ class Sample:
     """One picture to paint: a request's image `image`, with every default filled in.
 
     guidance_scale: as the solver takes it. initial: (C, H/8, W/8), noise: (draws, C, H/8, W/8), or None for the seed's.
+    pixels: (H, W, 3) uint8 of the image to begin from, or None. mask: (1, H/8, W/8), or None to paint everywhere.
     """
 
     prompt: str
@@ -32,11 +34,17 @@ class Sample:
     image: int
     initial: Float32Array | None
     noise: Float32Array | None
+    pixels: NDArray[np.uint8] | None = None
+    mask: Float32Array | None = None
 
     @property
     def rows(self) -> int:
         """Denoiser rows it takes."""
         return 2 if self.guided else 1
+
+
+GREY = 128
+"""The pixels of a sample without an image beside others that have one: encoded, and not used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +71,11 @@ class Batch:
             "draws": _power_of_two(max(sample.table.draws for sample in self.samples)),
         }  # fmt: skip
 
+    @property
+    def has_images(self) -> bool:
+        """Whether a sample begins from an image."""
+        return any(sample.pixels is not None for sample in self.samples)
+
     def texts(self) -> list[str]:
         """One text per denoiser row: each sample's prompt, then its negative prompt where it is guided."""
         return [t for s in self.samples for t in ((s.prompt, s.negative_prompt) if s.guided else (s.prompt,))]
@@ -79,7 +92,27 @@ class Batch:
             "cond_row": first,
             "uncond_row": first + rows - 1,
             "sample_of_row": np.repeat(np.arange(len(rows), dtype=np.int32), rows),
+            "mask": self._masks(),
+            **(self._images() if self.has_images else {}),
         }
+
+    def _masks(self) -> Float32Array:
+        """(samples, 1, H/8, W/8): 1 where a sample is painted."""
+        masks = np.ones((len(self.samples), 1, *self.latent_shape[1:]), np.float32)
+        for k, sample in enumerate(self.samples):
+            if sample.mask is not None:
+                masks[k] = sample.mask
+        return masks
+
+    def _images(self) -> dict[str, Array]:
+        """What the encoder reads: the pixels, and its noise, which is a stream of its own."""
+        pixels = np.full((len(self.samples), self.height, self.width, 3), GREY, np.uint8)
+        noise = np.zeros((len(self.samples), *self.latent_shape), np.float32)
+        for k, sample in enumerate(self.samples):
+            if sample.pixels is not None:
+                pixels[k] = sample.pixels
+                noise[k] = encoder_noise(sample.seed, sample.image, self.latent_shape)
+        return {IMAGE: pixels, "image_noise": noise}
 
     def _noise(self) -> Float32Array:
         """(samples, draws, C, H/8, W/8): draw 0 is the initial noise; draws a sample does not use stay zero."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engine.binding import Dims, PlanPrecision, Precision, variant_of
 from engine.bundle import Bundle, load_bundle
 from engine.errors import OptionInvalid
+from engine.wiring import IMAGE
 from runtime.backends import Verdict, open_backend
 from runtime.backends.base import Backend, BackendOptions
 from runtime.batch import Batch, Sample, split
@@ -131,7 +132,7 @@ class Pipeline:
         groups = split(samples, self.backend.row_counts(first.height, first.width))
         batches = [Batch(group, *shape) for group in groups]
         for batch in batches:
-            self._wirings.get(batch.dims)
+            self._wirings.get(batch.dims).prepare([IMAGE] if batch.has_images else [])
         return batches
 
     def _wire(self, dims: Dims) -> Wiring:

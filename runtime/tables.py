@@ -54,7 +54,7 @@ class Tables:
             for steps in range(entry.min_steps, entry.max_steps + 1)
         }
 
-    def get(self, scheduler: str, steps: int) -> Table:
+    def get(self, scheduler: str, steps: int, *, begin: int = 0) -> Table:
         """The table of a scheduler at a step count. Raises RequestInvalid for either."""
         entry = self._scheduler(scheduler)
         if not entry.min_steps <= steps <= entry.max_steps:
@@ -62,7 +62,20 @@ class Tables:
                 f"request, num_inference_steps with scheduler '{scheduler}'", actual=str(steps),
                 allowed=f"{entry.min_steps} to {entry.max_steps}", remedy="Change the steps or the scheduler.",
             )  # fmt: skip
-        return self._tables[scheduler, steps]
+        return self._begun(self._tables[scheduler, steps], begin) if begin else self._tables[scheduler, steps]
+
+    def _begun(self, table: Table, begin: int) -> Table:
+        """A stand-in, right for schedulers of one evaluation a step and no history."""
+        at = self._columns.index
+        rows = table.rows[begin:].copy()
+        start = np.zeros_like(rows[0])
+        for column in ("s", "t", "u", "v"):
+            start[at(column)] = rows[0, at(column)]
+        start[at("a")], start[at("c")] = start[at("u")], start[at("v")]
+        rows[0] = start
+        noisy = np.flatnonzero(rows[1:, at("j")]) + 1
+        rows[noisy, at("j")] = np.arange(1, len(noisy) + 1)
+        return Table(rows, 1 + len(noisy))
 
     def padded(self, tables: Sequence[Table]) -> Float32Array:
         """(samples, rows, columns): each table, then rows that leave its latents as they are."""

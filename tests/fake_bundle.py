@@ -39,7 +39,7 @@ from engine.bundle import (
 from engine.bundle import Tokenizer as TokenizerEntry
 from engine.digest import file_sha256
 
-COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t")
+COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t", "u", "v")
 ROWS, MAX_STEPS, MAX_TOKENS, WIDTH = 200, 100, 77, 32
 LATENT = (4, "height/8", "width/8")
 SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
@@ -51,6 +51,10 @@ SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
     "cond_row": ("int32", ("samples",), "per_sample"),
     "uncond_row": ("int32", ("samples",), "per_sample"),
     "sample_of_row": ("int32", ("rows",), "per_sample"),
+    "image": ("uint8", ("samples", "height", "width", 3), "per_sample"),
+    "image_noise": ("float32", ("samples", *LATENT), "per_sample"),
+    "mask": ("float32", ("samples", 1, *LATENT[1:]), "per_sample"),
+    "image_latents": ("float32", ("samples", *LATENT), "per_sample"),
     "latents": ("float32", ("samples", *LATENT), "carried"),
     "history": ("float32", ("samples", 4, *LATENT), "carried"),
     "row": ("int32", ("samples",), "carried"),
@@ -61,19 +65,23 @@ SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
     "timestep": ("float32", ("rows",), "transient"),
     "noise_pred": ("float32", ("rows", *LATENT), "transient"),
     "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+    "preview": ("uint8", ("samples", *LATENT[1:], 3), "transient"),
 }
 HALVES = ("encoder_hidden_states", "sample", "noise_pred")
 """The wires that are float16 in the fp16 variant."""
 SIGNATURES: dict[str, tuple[str, str, str]] = {
     "conditioning": ("once", "input_ids", "encoder_hidden_states"),
-    "start": ("once", "table noise sample_of_row", "latents history row sample timestep"),
+    "encoder": ("once", "image image_noise", "image_latents"),
+    "start": ("once", "table noise image_latents sample_of_row", "latents history row sample timestep"),
     "denoiser": ("loop", "sample timestep encoder_hidden_states", "noise_pred"),
     "solver": (
         "loop",
-        "noise_pred latents history row table noise guidance_scale cond_row uncond_row sample_of_row",
+        "noise_pred latents history row table noise guidance_scale cond_row uncond_row sample_of_row "
+        "image_latents mask",
         "next_latents next_history next_row sample timestep",
     ),
     "decoder": ("final", "latents", "images"),
+    "preview": ("preview", "latents", "preview"),
 }
 
 
@@ -129,9 +137,10 @@ def graph(name: str, precision: Precision) -> Graph:
     stage, inputs, outputs = SIGNATURES[name]
     return Graph(
         name=name, stage=stage, file=f"graphs/{precision}/{name}.onnx",
-        precision="fp32" if name in ("start", "solver") else precision,
+        precision="fp32" if name in ("start", "solver", "preview") else precision,
         inputs=tuple(binding(wire, precision) for wire in inputs.split()),
         outputs=tuple(binding(wire, precision) for wire in outputs.split()),
+        only_with=("image",) if name == "encoder" else (),
         carried={wire.removeprefix("next_"): wire for wire in outputs.split() if wire.startswith("next_")},
     )  # fmt: skip
 
@@ -167,7 +176,7 @@ def table(scheduler: str, steps: int) -> NDArray[np.float32]:
     rows = [first, *(step(k, now, after) for k, (now, after) in enumerate(pairwise(levels)))]
     out = np.zeros((steps + 1, len(COLUMNS)), np.float32)
     for k, row in enumerate(rows):
-        values = {**row, "s": s(levels[k]), "t": 1000 * levels[k] / 14}
+        values = {**row, "s": s(levels[k]), "t": 1000 * levels[k] / 14, "u": 1.0, "v": levels[k]}
         out[k] = [values.get(column, 0.0) for column in COLUMNS]
     return out
 

@@ -96,13 +96,14 @@ def _check_channels(source: Path, unet: dict[str, Any], vae: dict[str, Any]) -> 
     taken, latent = unet["in_channels"], vae["latent_channels"]
     if taken == 9:
         raise SourceError(
-            str(source / "unet"), actual="an inpainting UNet, which takes 9 channels", allowed=f"one that takes {latent}",
+            str(source / "unet"), actual="an inpainting UNet, which takes 9 channels",
+            allowed=f"one that takes {latent}",
             remedy="Export the model it was made from: `Request(image=…, mask=…)` inpaints with that.",
         )  # fmt: skip
     if (taken, unet.get("out_channels", taken)) != (latent, latent):
         raise SourceError(
             str(source / "unet"), actual=f"a UNet of {taken} to {unet.get('out_channels', taken)} channels",
-            allowed=f"the VAE's {latent} latent channels", remedy="Export a text-to-image model of Stable Diffusion 1.x.",
+            allowed=f"the VAE's {latent} latent channels", remedy="Export a text-to-image model.",
         )  # fmt: skip
 
 
