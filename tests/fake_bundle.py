@@ -76,8 +76,10 @@ SIGNATURES: dict[str, tuple[str, str, str]] = {
     "denoiser": ("loop", "sample timestep encoder_hidden_states", "noise_pred"),
     "solver": (
         "loop",
-        "noise_pred latents history row table noise guidance_scale cond_row uncond_row sample_of_row "
-        "image_latents mask",
+        (
+            "noise_pred latents history row table noise guidance_scale cond_row uncond_row sample_of_row "
+            "image_latents mask"
+        ),
         "next_latents next_history next_row sample timestep",
     ),
     "decoder": ("final", "latents", "images"),
