@@ -144,7 +144,7 @@ def table(name: str, scheduler: Any, steps: int) -> Table:
     rows[0, at["c"]] = run.init_noise_sigma
     rows[:-1, at["s"]], rows[:-1, at["t"]] = run.scales, run.timesteps
     rows[-1, at["s"]] = rows[-1, at["u"]] = 1.0
-    rows[:-1, at["u"]], rows[:-1, at["v"]] = noise_levels(scheduler)
+    rows[:-1, at["u"]], rows[:-1, at["v"]] = noise_levels(scheduler, steps)
     for j in range(count):
         coefficients = _row(run, j, count)
         if coefficients is None:
@@ -156,8 +156,9 @@ def table(name: str, scheduler: Any, steps: int) -> Table:
     return rows.astype(np.float32)
 
 
-def noise_levels(scheduler: Any) -> tuple[Vector, Vector]:
+def noise_levels(scheduler: Any, steps: int) -> tuple[Vector, Vector]:
     """What add_noise takes of an image, and of noise, at each timestep."""
+    scheduler.set_timesteps(steps)
     units = torch.eye(2)[:, None, None, None, :]
     found = [scheduler.add_noise(units[0], units[1], t[None]).flatten().double().numpy() for t in scheduler.timesteps]
     levels = np.array(found)

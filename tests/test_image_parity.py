@@ -137,3 +137,26 @@ def test_latents_are_those_of_diffusers_own_pipeline(
     wanted, latents = expected(theirs, tiny_source, request), found(ours, request)
     assert latents.shape == wanted.shape
     assert np.linalg.norm(latents - wanted) <= TOLERANCE * np.linalg.norm(wanted)
+
+
+MIXED = {
+    "text": {"num_inference_steps": 3, "scheduler": "euler"},
+    "image": {"num_inference_steps": 7, "scheduler": "euler_ancestral", "image": True, "strength": 0.5},
+    "mask": {"num_inference_steps": 5, "scheduler": "ddim", "image": True, "mask": True, "strength": 0.7},
+    "all of a mask": {"num_inference_steps": 2, "scheduler": "euler", "image": True, "mask": True},
+    "unguided": {"num_inference_steps": 6, "scheduler": "ddim", "image": True, "guidance_scale": 1.0},
+}
+
+
+def test_mixed_batches_are_their_serial_runs(ours: Pipeline) -> None:
+    requests = []
+    for seed, options in enumerate(MIXED.values()):
+        given = {"image": picture(), "mask": mask()}
+        fields = {name: given[name] if value is True else value for name, value in options.items()}
+        requests.append(Request(prompt=PROMPT, height=SIDE, width=SIDE, seed=seed, **{"guidance_scale": 3.0, **fields}))
+    alone = [ours.generate(request).arrays for request in requests]
+    for order in (requests, requests[::-1], requests[1:3], requests[:2]):
+        for request, result in zip(order, ours.generate_many(order), strict=True):
+            difference = result.arrays.astype(int) - alone[requests.index(request)]
+            assert np.abs(difference).max() <= 1
+    assert len({arrays.tobytes() for arrays in alone}) == len(requests)
