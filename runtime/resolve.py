@@ -60,12 +60,13 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
     steps = defaults.num_inference_steps if request.num_inference_steps is None else int(request.num_inference_steps)
     guidance = defaults.guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
     scheduler = defaults.scheduler if request.scheduler is None else request.scheduler
-    table = tables.get(scheduler, steps)
+    eta = None if request.eta is None else float(request.eta)
+    table = tables.get(scheduler, steps, eta=eta)
     shape = (bundle.latents.channels, height // factor, width // factor)
     _check_shape("latents", request.latents, (request.num_images, *shape))
     _check_shape("noise", request.noise, (request.num_images, table.draws - 1, *shape))
     samples = tuple(_sample(request, image, table, guidance, bundle) for image in range(request.num_images))
-    return Resolved(request, height, width, steps, guidance, scheduler, shape, samples)
+    return Resolved(request, height, width, steps, guidance, table.name, shape, samples)
 
 
 def _sample(request: Request, image: int, table: Table, guidance: float, bundle: Bundle) -> Sample:
