@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.binding import Graph, Stage
 from engine.bundle import LoopCase
+from engine.tablefile import Stored
 from engine.wiring import IMAGES, launched
 from export.families import Model
 from export.graph import GraphSpec
@@ -49,13 +50,12 @@ class Loop:
         return LoopCase(dims=self.dims, evaluations=self.evaluations, fp16_error=fp16_error)
 
 
-def record_loop(model: Model, graphs: Sequence[Node], tables: Mapping[str, Table], run: Run) -> Loop:
+def record_loop(model: Model, graphs: Sequence[Node], tables: Stored, run: Run) -> Loop:
     """Run the default scheduler over its shortest table of at least EVALUATIONS, guided, at the default size.
 
-    tables: `<scheduler>/<steps>`. graphs: of fp32.
+    tables: the default scheduler's. graphs: of fp32.
     """
-    scheduler = model.defaults.scheduler
-    table = next(t for t in (tables[f"{scheduler}/{n}"] for n in range(1, ROWS)) if len(t) > EVALUATIONS)
+    table = next(t for t in map(tables.at, range(len(tables.counts))) if len(t) > EVALUATIONS)
     dims = {**cases(model)["default"], "draws": 1 + int(table[:, COLUMNS.index("j")].max())}
     read = {binding.name for graph in graphs for binding in graph.inputs}
     host = {name: array for name, array in host_inputs(model, table, dims).items() if name in read}

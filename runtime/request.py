@@ -26,6 +26,8 @@ MAX_SEED = 2**63 - 1
 class Request:
     """One prompt and how to paint it; names and meanings are diffusers'. None takes the bundle's default.
 
+    scheduler: our name, diffusers' class name or a web UI's ("DPM++ 2M Karras"); case does not matter.
+    eta: 0 to 1, how much noise DDIM's steps draw (TCD's gamma); others take none.
     prompt: 1 to 4000 characters. negative_prompt: up to 4000; only a guided request (guidance_scale > 1) uses it.
     height, width: pixels. seed: 0 to 2⁶³ − 1; image i's noise depends on (seed, i) alone.
     latents: (num_images, C, H/8, W/8), float32, standard normal, the initial noise instead of the seed's.
@@ -45,6 +47,7 @@ class Request:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
+    eta: float | None = None
     seed: int = 0
     num_images: int = 1
     latents: Float32Array | None = None
@@ -66,6 +69,7 @@ class Request:
             raise request_invalid(
                 "scheduler", _shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`."
             )
+        _check_eta(self.eta)
         for name in ("latents", "noise"):
             _check_array(name, getattr(self, name))
         _check_pictures(self.image, self.mask, self.strength)
@@ -111,6 +115,12 @@ def _check_guidance(value: object) -> None:
     if not number or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[operator]
         allowed = f"a finite number from 0 to {MAX_GUIDANCE:g}"
         raise request_invalid("guidance_scale", _shown(value), allowed, "1 or less turns guidance off.")
+
+
+def _check_eta(value: object) -> None:
+    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= 1):  # type: ignore[operator]
+        raise request_invalid("eta", _shown(value), "a number from 0 to 1", "0 draws no noise in the steps, 1 most.")
 
 
 def _check_array(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from engine.wiring import IMAGE
 from runtime.batch import Sample
 from runtime.pictures import image_pixels, latent_mask
 from runtime.request import Request, request_invalid
-from runtime.strength import begin_of, from_image, starts_from_noise, strength_of
+from runtime.strength import begin_of, starts_from_noise, strength_of
 from runtime.tables import Table, Tables
 from runtime.text import Tokenizer
 
@@ -65,12 +65,12 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
     steps = defaults.num_inference_steps if request.num_inference_steps is None else int(request.num_inference_steps)
     guidance = defaults.guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
     scheduler = defaults.scheduler if request.scheduler is None else request.scheduler
+    eta = None if request.eta is None else float(request.eta)
     strength = strength_of(request)
-    table = tables.get(scheduler, steps, begin=begin_of(steps, strength))
     if request.image is not None:
         _check_takes_images(bundle)
-    if not starts_from_noise(request, strength) and begin_of(steps, strength) == 0:
-        table = from_image(table, bundle.tables.columns)
+    image = not starts_from_noise(request, strength)
+    table = tables.get(scheduler, steps, eta=eta, begin=begin_of(steps, strength), image=image)
     shape = (bundle.latents.channels, height // factor, width // factor)
     _check_shape("latents", request.latents, (request.num_images, *shape))
     _check_shape("noise", request.noise, (request.num_images, table.draws - 1, *shape))
@@ -78,7 +78,7 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
     mask = None if request.mask is None else latent_mask(request.mask, height, width, factor)
     plain = [_sample(request, image, table, guidance, bundle) for image in range(request.num_images)]
     samples = tuple(replace(sample, pixels=pixels, mask=mask) for sample in plain)
-    return Resolved(request, height, width, steps, guidance, scheduler, strength, shape, samples)
+    return Resolved(request, height, width, steps, guidance, table.name, strength, shape, samples)
 
 
 def _sample(request: Request, image: int, table: Table, guidance: float, bundle: Bundle) -> Sample:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from engine.errors import RequestInvalid
 from runtime.request import Request
-from runtime.tables import Table
 
 IMAGE_STRENGTH, MASK_STRENGTH = 0.8, 1.0
 """The defaults of diffusers' two pipelines: with an image alone, and with a mask."""
@@ -37,11 +33,3 @@ def begin_of(steps: int, strength: float | None) -> int:
 def starts_from_noise(request: Request, strength: float | None) -> bool:
     """Whether nothing of an image is in the first state: without one, and where diffusers' inpainting begins anew."""
     return strength is None or (request.mask is not None and strength == 1)
-
-
-def from_image(table: Table, columns: Sequence[str]) -> Table:
-    """The table of a whole loop, its first state the image with as much noise as the first timestep has."""
-    rows = table.rows.copy()
-    rows[0, columns.index("a")] = rows[0, columns.index("u")]
-    rows[0, columns.index("c")] = rows[0, columns.index("v")]
-    return replace(table, rows=rows)

@@ -38,6 +38,7 @@ from engine.bundle import (
 )  # fmt: skip
 from engine.bundle import Tokenizer as TokenizerEntry
 from engine.digest import file_sha256
+from engine.tablefile import WARM_COLUMNS, packed
 
 COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t", "u", "v")
 ROWS, MAX_STEPS, MAX_TOKENS, WIDTH = 200, 100, 77, 32
@@ -94,7 +95,7 @@ def write_bundle(folder: Path, precisions: Sequence[Precision] = ("fp32",)) -> P
             path = folder / "graphs" / precision / f"{name}.onnx"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(f"{precision} {name}".encode())
-    np.savez(folder / "tables.npz", **{f"{s}/{n}": table(s, n) for s in SCHEDULERS for n in range(1, MAX_STEPS + 1)})
+    np.savez(folder / "tables.npz", **packed(*tables()))
     latents = np.zeros((1, 4, 16, 16), np.float32)
     np.savez(folder / "reference.npz", **{"small/decoder/latents": latents, "loop/latents": latents})
     tokenizer().save(str(folder / "tokenizer.json"))
@@ -121,8 +122,11 @@ def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> B
         defaults=Defaults(height=128, width=136, num_inference_steps=3, guidance_scale=5.0, scheduler="euler"),
         guidance_offset=0.0, tokenizer=TokenizerEntry(file="tokenizer.json", max_tokens=MAX_TOKENS),
         tables=Tables(file="tables.npz", rows=ROWS, columns=COLUMNS, schedulers={
-            name: SchedulerEntry(class_name=name, settings={}, min_steps=1, max_steps=MAX_STEPS) for name in SCHEDULERS
-        }),
+            name: SchedulerEntry(
+                class_name=f"{name.title()}Scheduler", settings={}, min_steps=1, max_steps=MAX_STEPS,
+                aliases=(f"{name.title()}Scheduler", *ALIASES[name]), warm=WARM[name], etas=ETAS[name],
+            ) for name in SCHEDULERS
+        }, refused={"Restart": "it goes back up in noise"}),
         reference=Reference(file="reference.npz", cases=(
             ReferenceCase(name="small", dims={"samples": 1, "height": 128, "width": 128}, fp16_error={}),
         ), loop=LoopCase(dims={"samples": 1, "height": 128, "width": 128}, evaluations=4, fp16_error={})),
@@ -178,9 +182,20 @@ def table(scheduler: str, steps: int) -> NDArray[np.float32]:
     rows = [first, *(step(k, now, after) for k, (now, after) in enumerate(pairwise(levels)))]
     out = np.zeros((steps + 1, len(COLUMNS)), np.float32)
     for k, row in enumerate(rows):
-        values = {**row, "s": s(levels[k]), "t": 1000 * levels[k] / 14, "u": 1.0, "v": levels[k]}
+        u, v = (1.0, levels[k]) if scheduler != "multistep" else (np.sqrt(1 - (levels[k] / 14) ** 2), levels[k] / 14)
+        values = {**row, "s": s(levels[k]), "t": 1000 * levels[k] / 14, "u": u, "v": v}
         out[k] = [values.get(column, 0.0) for column in COLUMNS]
     return out
+
+
+def tables() -> tuple[dict[str, list[NDArray[np.float32]]], dict[str, list[NDArray[np.float32]]]]:
+    """All tables by key and step count, and the rows of late begins: a multistep's first one takes no history."""
+    counts = range(1, MAX_STEPS + 1)
+    at = [COLUMNS.index(column) for column in WARM_COLUMNS]
+    first = table("multistep", 1)[1:, at]
+    found = {f"{s}@{eta:g}" if k else s: [table(s, n) for n in counts] for s in SCHEDULERS
+             for k, eta in enumerate(ETAS[s] or (0.0,))}  # fmt: skip
+    return found, {"multistep": [np.repeat(first, n - 1, 0) for n in counts]}
 
 
 def _euler(k: int, now: float, after: float) -> dict[str, float]:
@@ -200,6 +215,9 @@ def _multistep(k: int, now: float, after: float) -> dict[str, float]:
     return {"p": 1.0, "q": -0.1, "a": 0.5, **past}
 
 
+WARM = {"euler": 0, "ancestral": 0, "multistep": 1}
+ETAS: dict[str, tuple[float, ...]] = {"euler": (), "ancestral": (1.0, 0.5), "multistep": ()}
+ALIASES = {"euler": ("Euler",), "ancestral": ("Euler a",), "multistep": ("DPM++ 2M",)}
 SCHEDULERS: dict[str, tuple[Callable[[int, float, float], dict[str, float]], Callable[[float], float]]] = {
     "euler": (_euler, lambda sigma: 1 / np.sqrt(sigma**2 + 1)),
     "ancestral": (_ancestral, lambda sigma: 1 / np.sqrt(sigma**2 + 1)),

@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from engine.binding import Array
 from engine.errors import OptionInvalid
 from runtime.images import save_png
 
@@ -36,6 +36,6 @@ def read_picture(option: str, path: Path | None) -> Image.Image | None:
     return image
 
 
-def save_preview(preview: NDArray[np.uint8], path: Path) -> None:
+def save_preview(preview: Array, path: Path) -> None:
     """Write a step's previews, (samples, h, w, 3), side by side as one PNG, whole or not at all. Raises OutputError."""
     save_png(Image.fromarray(np.concatenate(list(preview), 1)), path)

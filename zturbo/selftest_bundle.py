@@ -15,7 +15,7 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from engine.binding import Array, Graph, Precision, Stage
+from engine.binding import Array, Float32Array, Graph, Precision, Stage
 from engine.bundle import (
     FILE,
     VERSION,
@@ -36,6 +36,7 @@ from engine.bundle import (
 )  # fmt: skip
 from engine.bundle import Tokenizer as TokenizerEntry
 from engine.digest import file_sha256
+from engine.tablefile import packed
 from engine.wiring import IMAGES
 from runtime.batch import Batch
 from runtime.request import Request
@@ -78,7 +79,7 @@ def write_bundle(folder: Path) -> Bundle:
         for name in SIGNATURES:
             model = graph_model(name, precision)
             (folder / graph_entry(name, precision).file).write_bytes(model.SerializeToString())
-    np.savez(folder / NAMES["tables"], **{f"ancestral/{n}": table(n) for n in range(1, STEPS + 1)})  # type: ignore[arg-type]
+    np.savez(folder / NAMES["tables"], **packed({"ancestral": [table(n) for n in range(1, STEPS + 1)]}, {}))
     tokenizer().save(str(folder / NAMES["tokenizer"]))
     nothing = Reference(file="", cases=(), loop=LoopCase(dims={}, evaluations=1, fp16_error={}))
     reference = _record(folder, _description(folder, nothing))
@@ -89,7 +90,7 @@ def write_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def table(steps: int) -> Array:
+def table(steps: int) -> Float32Array:
     """(steps + 1, columns) float32: an ancestral Euler, which draws noise at each step but the last."""
     sigmas = np.append(np.geomspace(14.0, 0.1, steps), 0.0)
     rows = [{"c": 14.0}]

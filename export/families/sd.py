@@ -16,12 +16,12 @@ from transformers import CLIPTextModel
 
 from engine.binding import Axis, Binding, DType, Lifetime, Precision
 from engine.bundle import Defaults, Latents, Limits
-from engine.errors import SourceError
+from engine.errors import SchedulerUnsupported, SourceError
 from engine.wiring import host_wires
 from export.families import Model
 from export.graph import GraphSpec
 from export.pictures import Encoder, Preview, fit_preview
-from export.solver import COLUMNS, HISTORY, ROWS, own_name
+from export.solver import COLUMNS, HISTORY, ROWS, own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
 
@@ -126,13 +126,14 @@ def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[s
 
 def default_scheduler(config: dict[str, Any]) -> str:
     """Our name of the model's own scheduler; of one that has no tables the stand-in is told in a warning."""
-    name = own_name(config)
-    if name is None:
+    try:
+        return own_scheduler(config)
+    except SchedulerUnsupported as error:
         warnings.warn(
-            f"the model's scheduler {config.get('_class_name')} has no tables with these settings; "
+            f"the model's scheduler {config.get('_class_name')} has no tables ({error.actual}); "
             f"requests that name none get '{STAND_IN}'", stacklevel=2,
         )  # fmt: skip
-    return name or STAND_IN
+        return STAND_IN
 
 
 def graphs(source: Path, precision: Precision, unet: dict[str, Any], factor: int) -> tuple[GraphSpec, ...]:

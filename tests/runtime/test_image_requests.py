@@ -14,7 +14,7 @@ from runtime.noise import draws, encoder_noise
 from runtime.pipeline import Pipeline
 from runtime.request import Request
 from tests.fake_backend import FakeBackend, encoder, preview
-from tests.fake_bundle import edit, sigmas
+from tests.fake_bundle import COLUMNS, edit, sigmas, table
 
 SHAPE = (4, 16, 17)
 PIXELS = np.random.default_rng(0).integers(0, 256, (128, 136, 3)).astype(np.uint8)
@@ -57,9 +57,9 @@ def test_it_begins_from_the_image_with_the_noise_of_its_first_step(pipeline, str
 @pytest.mark.parametrize("strength", [0.5, None])
 def test_under_the_mask_is_painted_and_elsewhere_is_the_image(pipeline, scheduler, strength):
     seen = run(pipeline, mask=MASK, strength=strength, num_inference_steps=6, scheduler=scheduler)
-    levels = sigmas(6)[-len(seen) :]
-    for latents, level in zip(seen, levels, strict=True):
-        known = image_latents() + np.float32(level) * draws(5, 0, 1, SHAPE)
+    for latents, row in zip(seen, table(scheduler, 6)[-len(seen) :], strict=True):
+        u, v = (row[COLUMNS.index(column)] for column in "uv")
+        known = u * image_latents() + v * draws(5, 0, 1, SHAPE)
         np.testing.assert_allclose(latents[:, :, KEPT], known[:, :, KEPT], rtol=1e-6, atol=1e-6)
     assert not np.isclose(seen[-1][:, :, ~KEPT], image_latents()[:, :, ~KEPT]).any()
 
