@@ -27,7 +27,7 @@ SHAPE = (4, SIDE // 8, SIDE // 8)
 TOLERANCE = 1e-4
 """Relative, of the latents at the end: fp32 sums in another order, over some steps."""
 STRENGTHS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
-SCHEDULERS = ("euler", "ddim", "euler_ancestral")
+SCHEDULERS = ("euler", "ddim", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "heun", "pndm", "unipc")
 STEPS = 10
 PROMPT, NEGATIVE, GUIDANCE = "a cat", "blurry", 4.0
 MODULES = ("pipeline_stable_diffusion_img2img", "pipeline_stable_diffusion_inpaint")

@@ -123,8 +123,9 @@ def test_padded_rows_keep_a_finished_sample(tables):
     latents, history, e, noise = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     index = np.arange(2, dtype=np.int32)
     x, _, row, sample, timestep = solver(
-        e, latents, history, np.array([4, 101], np.int32), batch, noise, np.ones(2, np.float32), index, index, index
-    )
+        e, latents, history, np.array([4, 101], np.int32), batch, noise, np.ones(2, np.float32), index, index, index,
+        noise[:, 1], np.zeros((2, 1, 2, 3), np.float32),
+    )  # fmt: skip
     assert np.array_equal(x, latents)
     assert np.array_equal(sample, latents)
     assert timestep.tolist() == [0, 0]
