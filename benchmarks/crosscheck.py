@@ -155,6 +155,9 @@ class Check:
         dims = {name: size for name, size in case.dims.items() if name in symbols_of(chain)}
         for plans in self._sets:
             indices = [index for index, profile in enumerate(plans.profiles) if profile.covers(dims)]
+            if graph.name in plans.absent:
+                self.not_checked.append(f"{graph.name}: no plan in {plans.name}")
+                continue
             if not indices:
                 self.not_checked.append(f"{graph.name}, case {case.name}: outside {plans.name}")
             found = [verified_plan(path, info, plans.remedy) for one in chain for path, info in plans.plans[one.name]]

@@ -16,7 +16,8 @@ Array = NDArray[np.generic]
 Float32Array = NDArray[np.float32]
 DType = Literal["float32", "float16", "int32", "uint8"]
 Lifetime = Literal["constant", "per_sample", "per_row", "carried", "transient"]
-Stage = Literal["once", "loop", "final"]
+Stage = Literal["once", "loop", "final", "preview"]
+"""In the order they run in; `preview` between steps, where it is asked for."""
 Precision = Literal["fp32", "fp16"]
 """A variant of a bundle's graphs."""
 PlanPrecision = Literal["fp32", "fp16", "bf16"]
@@ -51,6 +52,7 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     carried: {input: output}, the pairs by which a step's result is the next step's input.
     hoisted_from: of a prologue, the graph of stage `loop` that it was cut from; else empty.
+    only_with: the host's wires without which the graph is not launched; its outputs are zeros then.
     """
 
     name: str
@@ -61,6 +63,12 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     outputs: tuple[Binding, ...]
     carried: dict[str, str] = {}
     hoisted_from: str = ""
+    only_with: tuple[str, ...] = ()
+
+    @property
+    def optional(self) -> bool:
+        """Whether a picture can be painted without it."""
+        return bool(self.only_with) or self.stage == "preview"
 
     @property
     def bindings(self) -> tuple[Binding, ...]:

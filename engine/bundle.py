@@ -71,25 +71,35 @@ class Defaults(Struct, frozen=True):
 
 
 class SchedulerEntry(Struct, frozen=True):
-    """One scheduler in the tables: the diffusers class and settings it was probed from, and its range of steps."""
+    """One scheduler in the tables: the diffusers class and settings it was probed from, and its range of steps.
+
+    aliases: other names that mean it; case does not matter. etas: those with tables, the default first; () where the
+    scheduler takes none. order: evaluations per scheduler step, as diffusers' pipelines count. warm: how many
+    evaluations differ from the table's where the loop begins later (img2img): a multistep solver has no history yet.
+    """
 
     class_name: str
     settings: dict[str, Any]
     min_steps: Count
     max_steps: Count
+    aliases: tuple[str, ...] = ()
+    etas: tuple[float, ...] = ()
+    order: Count = 1
+    warm: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Tables(Struct, frozen=True):
-    """The solver tables: an .npz with one array `<scheduler>/<steps>` of (evaluations + 1, columns), float32.
+    """The solver tables: an .npz laid out as engine/tablefile.py has it, (evaluations + 1, columns) per step count.
 
     Row 0 starts the loop; row i replays model evaluation i. A batch's table is padded to `rows`.
-    columns: names by position; a reader ignores those it does not know.
+    columns: names by position; a reader ignores those it does not know. refused: why a scheduler has none, by name.
     """
 
     file: str
     rows: Count
     columns: tuple[str, ...]
     schedulers: dict[str, SchedulerEntry]
+    refused: dict[str, str] = {}
 
 
 class ReferenceCase(Struct, frozen=True):

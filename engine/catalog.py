@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.binding import Dims, Graph, PlanPrecision, variant_of
@@ -41,9 +41,10 @@ Plans = tuple[tuple[Path, PlanInfo], ...]
 
 @dataclass(frozen=True, slots=True)
 class PlanSet:
-    """The plans of one folder, some for every graph. remedy: how to build them again.
+    """The plans of one folder, some for every graph that a picture needs. remedy: how to build them again.
 
     profiles: by the index of the optimization profile in each plan. plans: {graph: (path, info) of each part in order}.
+    absent: why a graph has none that a picture can be painted without. apart: the names of all such graphs.
     """
 
     target: Target
@@ -51,6 +52,8 @@ class PlanSet:
     precision: PlanPrecision
     plans: dict[str, Plans]
     remedy: str
+    absent: dict[str, PlanError] = field(default_factory=dict)
+    apart: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -67,11 +70,20 @@ class PlanSet:
         """What its largest plan needs beside inputs and outputs, as far as the builds recorded it."""
         return max((info.facts.scratch_bytes or 0 for info in self.infos), default=0)
 
-    def read(self) -> Iterator[tuple[str, Part, bytes]]:
-        """Each plan's verified bytes in turn, a graph's parts in order. Raises PlanMissing or PlanDamaged."""
-        for graph, parts in self.plans.items():
+    def read(self, graph: str | None = None) -> Iterator[tuple[str, Part, bytes]]:
+        """Each plan's verified bytes in turn, a graph's parts in order. Raises PlanMissing or PlanDamaged.
+
+        graph: the one of `apart` to read, and raise the error of where it is absent; None for all but those.
+        """
+        if graph in self.absent:
+            raise self.absent[graph]
+        for name, parts in self._of(graph).items():
             for index, (path, info) in enumerate(parts, 1):
-                yield graph, (index, len(parts)), verified_plan(path, info, self.remedy)
+                yield name, (index, len(parts)), verified_plan(path, info, self.remedy)
+
+    def _of(self, graph: str | None) -> dict[str, Plans]:
+        wanted = self.plans.keys() - self.apart if graph is None else {graph}
+        return {name: parts for name, parts in self.plans.items() if name in wanted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +187,19 @@ class _Search:
                         yield target, profiles, precision
 
     def plan_set(self, target: Target, profiles: tuple[Profile, ...]) -> PlanSet:
-        """The plans of one set. Raises PlanError where a graph has none that may run here."""
+        """The plans of one set. Raises PlanError where a graph that a picture needs has none that may run here."""
         graphs = self.bundle.graphs(variant_of(self.precision))
         remedy = self._remedy(target, profiles, graphs)
-        plans = {graph.name: self._chain(target, profiles, graph, remedy) for graph in graphs}
-        return PlanSet(target, profiles, self.precision, plans, remedy)
+        plans, absent = dict[str, Plans](), dict[str, PlanError]()
+        for graph in graphs:
+            try:
+                plans[graph.name] = self._chain(target, profiles, graph, remedy)
+            except PlanError as error:  # noqa: PERF203
+                if not graph.optional:
+                    raise
+                absent[graph.name] = error
+        apart = frozenset(graph.name for graph in graphs if graph.optional)
+        return PlanSet(target, profiles, self.precision, plans, remedy, absent, apart)
 
     def _remedy(self, target: Target, profiles: tuple[Profile, ...], graphs: Sequence[Graph]) -> str:
         """The command that builds a set as it was built, as far as the plans that are there tell."""

@@ -87,7 +87,7 @@ def host_bytes(kind: Rates, weights: int) -> int:
 def gpu_bytes(job: Job) -> int:
     """The GPU memory that one build takes where its kernels are timed."""
     pixels = 0
-    if job.graph.stage != "once":
+    if job.graph.stage != "once" or job.graph.only_with:
         pixels = max((_pixels(text) for text in job.identity.profiles), default=0)
     return int(GPU_BYTES + GPU_PER_WEIGHT * most_weights_bytes(job) + GPU_PER_PIXEL * pixels)
 

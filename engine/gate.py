@@ -155,17 +155,18 @@ class Judge:
 
     def _compare_run(self, profile: int) -> None:
         case, label = self._reference.loop, self._label("loop", profile)
-        made = {b.name: (graph, b) for graph in self._graphs for b in graph.bindings
+        graphs = self._runs.launched(self._graphs)
+        made = {b.name: (graph, b) for graph in graphs for b in graph.bindings
                 if b.name in (LATENTS, IMAGES) and (b in graph.outputs or b.name in graph.carried)}  # fmt: skip
         found = []
-        for name, actual in self._runs.loop(self._graphs, list(made), profile).items():
+        for name, actual in self._runs.loop(graphs, list(made), profile).items():
             graph, binding = made[name]
             loses = case.fp16_error.get(name, 0.0)
             allowed = allowed_error(binding.dtype, self._precision, loses, loop=True, tolerance=self._tolerance)
             found.append(compared(label, graph.name, name, (actual, recorded(self._arrays, f"loop/{name}")), allowed))
         missed = [one for one in found if not one.passed]
         blamed = "loop" if any(one.output == LATENTS for one in missed) else "final"
-        for graph in self._graphs:
+        for graph in graphs:
             if graph.name in self._found and (not missed or graph.stage == blamed):
                 self._found[graph.name] += found
                 if missed:

@@ -20,7 +20,7 @@ from engine.job import GateJob
 from engine.one_by_one import OneByOne, bound_graph
 from engine.plan import Part, build_remedy, check_identity, identity_of, read_info, verified_plan
 from engine.profiles import Profile
-from engine.wiring import swapped
+from engine.wiring import launched, swapped
 
 Wires = dict[str, DeviceTensor]
 
@@ -80,6 +80,8 @@ class Runs:
     def loop(self, graphs: Sequence[Graph], results: Sequence[str], profile: int) -> dict[str, Array]:
         """Run all stages as the runtime does, carried pairs changing places after each step; the results by wire.
 
+        graphs: those that the recorded wires suffice for; see `launched`.
+
         Raises ExecutionFailed, or BundleInvalid for an input that was not recorded.
         """
         case = self._bundle.reference.loop
@@ -102,6 +104,11 @@ class Runs:
         for graph in staged["final"]:
             self._bound(graph, end, profile)()
         return {name: end[name].read() for name in results}
+
+    def launched(self, graphs: Sequence[Graph]) -> list[Graph]:
+        """The graphs that the recorded loop ran."""
+        given = {key.removeprefix("loop/") for key in self._arrays if key.startswith("loop/")}
+        return launched(graphs, given)
 
     def parts(self, graph: Graph) -> int:
         """Of how many parts a graph's chain is."""

@@ -7,30 +7,60 @@ Knows neither files nor what runs a graph.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar, get_args
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar, get_args
 
 from engine.binding import SYMBOLS, Axis, Binding, DType, Graph, Stage
 
 T = TypeVar("T")
+
+
+class _Staged(Protocol):
+    @property
+    def stage(self) -> Stage: ...
+
+    @property
+    def only_with(self) -> tuple[str, ...]: ...
+
+
+G = TypeVar("G", bound=_Staged)
 Wire = tuple[DType, tuple[Axis, ...]]
 IMAGES = "images"
 """The wire that the host reads: uint8, (samples, height, width, channels)."""
+IMAGE = "image"
+"""The host's wire that a picture to begin from comes in by."""
+PREVIEW = "preview"
+"""The wire that the host reads between steps: uint8, (samples, height / factor, width / factor, 3)."""
 
 
 def host_wires(channels: int, factor: int, table_rows: int, columns: int) -> dict[str, Wire]:
-    """The wires that the host writes (runtime/batch.py); every other input must be some graph's output."""
+    """The wires that the host writes (runtime/batch.py); every other input must be some graph's output.
+
+    `image` and `image_noise` only for a batch in which a sample has an image.
+    """
+    latent: tuple[Axis, ...] = (f"height/{factor}", f"width/{factor}")
     return {
         "input_ids": ("int32", ("rows", "tokens")),
         "token_weights": ("float32", ("rows", "tokens")),
         "clip_skip": ("int32", ("rows",)),
         "table": ("float32", ("samples", table_rows, columns)),
-        "noise": ("float32", ("samples", "draws", channels, f"height/{factor}", f"width/{factor}")),
+        "noise": ("float32", ("samples", "draws", channels, *latent)),
         "guidance_scale": ("float32", ("samples",)),
         "cond_row": ("int32", ("samples",)),
         "uncond_row": ("int32", ("samples",)),
         "sample_of_row": ("int32", ("rows",)),
+        "image": ("uint8", ("samples", "height", "width", 3)),
+        "image_noise": ("float32", ("samples", channels, *latent)),
+        "mask": ("float32", ("samples", 1, *latent)),
     }
+
+
+def launched(graphs: Iterable[G], given: Collection[str]) -> list[G]:
+    """The graphs that paint a picture where the host gives these wires: without previews, and without what needs more.
+
+    The outputs of the others, if they are read, are zeros.
+    """
+    return [graph for graph in graphs if graph.stage != "preview" and set(graph.only_with) <= set(given)]
 
 
 def swapped(graphs: Iterable[Graph], buffers: Mapping[str, T]) -> dict[str, T]:
@@ -43,7 +73,7 @@ def swapped(graphs: Iterable[Graph], buffers: Mapping[str, T]) -> dict[str, T]:
 
 def wiring_problem(graphs: Sequence[Graph], host: Mapping[str, Wire]) -> str | None:
     """What is wrong with how one variant's graphs feed each other, or None."""
-    problem = _order_problem(graphs) or _hoist_problem(graphs)
+    problem = _order_problem(graphs) or _hoist_problem(graphs) or _optional_problem(graphs, host)
     wires = dict(host)
     for graph in graphs:
         problem = problem or _graph_problem(graph, wires)
@@ -66,6 +96,17 @@ def _hoist_problem(graphs: Sequence[Graph]) -> str | None:
     for graph in graphs:
         if graph.hoisted_from and (graph.stage != "once" or graph.hoisted_from not in loop):
             return f"graph {graph.name!r} ({graph.stage}): hoisted from {graph.hoisted_from!r}, no graph of the loop"
+    return None
+
+
+def _optional_problem(graphs: Sequence[Graph], host: Mapping[str, Wire]) -> str | None:
+    """What may be left out is fed by the host alone, and is not carried: so it can run before all others, or never."""
+    for graph in graphs:
+        read = {binding.name for binding in graph.inputs}
+        if graph.only_with and not (graph.stage == "once" and set(graph.only_with) <= read <= set(host)):
+            return f"graph {graph.name!r} ({graph.stage}): only with wires that are not the host's, or not its own"
+        if graph.optional and graph.carried:
+            return f"graph {graph.name!r}: carried pairs in a graph that may be left out"
     return None
 
 

@@ -20,15 +20,14 @@ from engine.bundle import (
     FileEntry,
     Reference,
     ReferenceCase,
-    SchedulerEntry,
     Source,
-    Tables,
     decode_bundle,
     encode_bundle,
     sealed,
 )  # fmt: skip
 from engine.digest import file_sha256
 from engine.errors import OptionInvalid, OutputError
+from engine.tablefile import TableFile
 from engine.tokens import Tokenizer
 from export import reference
 from export.device import check_device
@@ -36,8 +35,9 @@ from export.families import Model, open_model
 from export.graph import GraphSpec, run_module
 from export.loop import record_loop
 from export.place import placed_folder
-from export.solver import COLUMNS, MAX_STEPS, ROWS, SCHEDULERS, make_scheduler, table
+from export.solver import COLUMNS
 from export.source import source_sha256
+from export.tables import write_tables
 from export.tokenizer import export_tokenizer
 from export.variants import Cases, Errors, Recorded, Variant, export_variant, runs
 
@@ -51,12 +51,15 @@ def export_bundle(
     out: Path,
     *,
     precisions: Sequence[Precision] = PRECISIONS,
+    schedulers: Sequence[str] | None = None,
+    etas: Sequence[float] = (),
     device: str = "cpu",
     on_progress: Progress | None = None,
 ) -> Bundle:
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
-    precisions: the variants to write; fp16 is what TensorRT gets. device: where torch runs, `cpu`, `cuda`, `cuda:1`.
+    precisions: the variants to write; fp16 is what TensorRT gets. schedulers: by any of their names,
+    None for all. etas: tables for these too, where a scheduler takes one. device: where torch runs, `cpu`, `cuda:1`.
     on_progress(what, done, total). Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or
     OutputError; then `out` is untouched.
     """
@@ -69,7 +72,8 @@ def export_bundle(
         steps("tokenizer")
         tokenizer = write_tokenizer(model, folder)
         steps("solver tables")
-        tables = write_tables(model, folder)
+        path = folder / FILES["tables"]
+        tables = write_tables(model.scheduler_config, model.defaults.scheduler, path, schedulers, etas)
         steps("reference")
         recorded = record(model, exact := placed(model.specs("fp32"), device), folder)
         variants = {}
@@ -110,17 +114,6 @@ def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
     return Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens, max_chunks=model.max_chunks, **ids)
 
 
-def write_tables(model: Model, folder: Path) -> Tables:
-    """Probe every scheduler at every step count into tables.npz."""
-    arrays, entries = {}, {}
-    for name, (class_name, settings) in SCHEDULERS.items():
-        for count in range(1, MAX_STEPS + 1):
-            arrays[f"{name}/{count}"] = table(name, make_scheduler(name, model.scheduler_config), count)
-        entries[name] = SchedulerEntry(class_name=class_name, settings=settings, min_steps=1, max_steps=MAX_STEPS)
-    np.savez_compressed(folder / FILES["tables"], **arrays)  # type: ignore[arg-type]
-    return Tables(file=FILES["tables"], rows=ROWS, columns=COLUMNS, schedulers=entries)
-
-
 def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:
     """Seeded inputs and fp32 outputs of every graph and of a loop, returned and written to reference.npz.
 
@@ -131,8 +124,8 @@ def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:
         for seed, (case, sizes) in enumerate(reference.cases(model).items()):
             inputs = reference.seeded_inputs(spec.inputs, sizes, seed, model.vocabulary)
             cases.setdefault(spec.name, {})[case] = (inputs, run_module(spec, inputs))
-    with np.load(folder / FILES["tables"]) as tables:
-        loop = record_loop(model, specs, tables, runs(specs))
+    file = TableFile((folder / FILES["tables"]).read_bytes())
+    loop = record_loop(model, specs, file.table(model.defaults.scheduler, len(COLUMNS)), runs(specs))
     arrays = {
         f"{case}/{graph}/{name}": array
         for graph, by_case in cases.items()

@@ -37,12 +37,14 @@ class GraphSpec:
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     carried: dict[str, str]
+    only_with: tuple[str, ...] = ()
 
     def graph(self, file: str) -> Graph:
         """What bundle.json says of it once it lies in `file`."""
         return Graph(
             name=self.name, stage=self.stage, file=file, precision=self.precision,
             inputs=self.inputs, outputs=self.outputs, carried=self.carried,
+            only_with=self.only_with,
         )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from engine.binding import Graph, Stage
 from engine.bundle import LoopCase
-from engine.wiring import IMAGES
+from engine.tablefile import Stored
+from engine.wiring import IMAGES, launched
 from export.families import Model
 from export.graph import GraphSpec
 from export.reference import Arrays, cases, relative_error
@@ -49,13 +50,12 @@ class Loop:
         return LoopCase(dims=self.dims, evaluations=self.evaluations, fp16_error=fp16_error)
 
 
-def record_loop(model: Model, graphs: Sequence[Node], tables: Mapping[str, Table], run: Run) -> Loop:
+def record_loop(model: Model, graphs: Sequence[Node], tables: Stored, run: Run) -> Loop:
     """Run the default scheduler over its shortest table of at least EVALUATIONS, guided, at the default size.
 
-    tables: `<scheduler>/<steps>`. graphs: of fp32.
+    tables: the default scheduler's. graphs: of fp32.
     """
-    scheduler = model.defaults.scheduler
-    table = next(t for t in (tables[f"{scheduler}/{n}"] for n in range(1, ROWS)) if len(t) > EVALUATIONS)
+    table = next(t for t in map(tables.at, range(len(tables.counts))) if len(t) > EVALUATIONS)
     dims = {**cases(model)["default"], "draws": 1 + int(table[:, COLUMNS.index("j")].max())}
     read = {binding.name for graph in graphs for binding in graph.inputs}
     host = {name: array for name, array in host_inputs(model, table, dims).items() if name in read}
@@ -64,21 +64,30 @@ def record_loop(model: Model, graphs: Sequence[Node], tables: Mapping[str, Table
 
 
 def host_inputs(model: Model, table: Table, dims: Mapping[str, int]) -> Arrays:
-    """What the host feeds one guided sample (engine.wiring.host_wires); tokens, weights and noise are seeded."""
+    """What the host feeds one guided sample (engine.wiring.host_wires); tokens, weights and noise are seeded.
+
+    A quarter of it is kept from an image, whose latents are given as they are: no graph makes them here.
+    """
     rng = np.random.default_rng(SEED)
+    input_ids = rng.integers(0, model.vocabulary, (2, dims["tokens"])).astype(np.int32)
     factor = model.latents.factor
     latent = model.latents.channels, dims["height"] // factor, dims["width"] // factor
+    noise = rng.standard_normal((1, dims["draws"], *latent)).astype(np.float32)
+    mask = np.ones((1, 1, *latent[1:]), np.float32)
+    mask[..., : latent[1] // 2, : latent[2] // 2] = 0
     guidance = model.defaults.guidance_scale + model.guidance_offset
     return {
-        "input_ids": rng.integers(0, model.vocabulary, (2, dims["tokens"])).astype(np.int32),
+        "input_ids": input_ids,
         "token_weights": rng.uniform(0.8, 1.2, (2, dims["tokens"])).astype(np.float32),
         "clip_skip": np.zeros(2, np.int32),
         "table": padded(table)[None],
-        "noise": rng.standard_normal((1, dims["draws"], *latent)).astype(np.float32),
+        "noise": noise,
         "guidance_scale": np.array([guidance], np.float32),
         "cond_row": np.array([0], np.int32),
         "uncond_row": np.array([1], np.int32),
         "sample_of_row": np.array([0, 0], np.int32),
+        "image_latents": rng.standard_normal((1, *latent)).astype(np.float32),
+        "mask": mask,
     }
 
 
@@ -91,11 +100,14 @@ def padded(table: Table) -> Table:
 
 
 def run_stages(graphs: Sequence[Node], host: Arrays, evaluations: int, run: Run) -> Arrays:
-    """Every wire as it is at the end; after each pass of the loop a carried output is the next pass's input."""
+    """Every wire as it is at the end; after each pass of the loop a carried output is the next pass's input.
+
+    Only the graphs run that the host's wires suffice for; what the others would make is among those.
+    """
     wires = dict(host)
     times: dict[Stage, int] = {"once": 1, "loop": evaluations, "final": 1}
     for stage, count in times.items():
-        mine = [graph for graph in graphs if graph.stage == stage]
+        mine = [graph for graph in launched(graphs, host) if graph.stage == stage]
         for _ in range(count):
             for graph in mine:
                 wires |= run(graph.name, {binding.name: wires[binding.name] for binding in graph.inputs})

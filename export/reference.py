@@ -39,15 +39,17 @@ def seeded_inputs(bindings: Sequence[Binding], dims: Dims, seed: int, vocabulary
 def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: int) -> Array:
     shape = binding.resolve(dims)
     rows, samples = dims["rows"], dims["samples"]
-    limits = {"input_ids": vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples}
+    limits = {
+        "input_ids": vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples,
+        "clip_skip": 2, "image": 256,
+    }  # fmt: skip
+    ranges = {"timestep": (0.0, 1000.0), "token_weights": (0.5, 1.5)}
     if binding.name in limits:
         return rng.integers(0, limits[binding.name], shape)
-    if binding.name == "clip_skip":
-        return rng.integers(0, 2, shape)
-    if binding.name == "timestep":
-        return rng.uniform(0, 1000, shape)
-    if binding.name == "token_weights":
-        return rng.uniform(0.5, 1.5, shape)
+    if binding.name in ranges:
+        return rng.uniform(*ranges[binding.name], shape)
+    if binding.name == "mask":
+        return rng.integers(0, 3, shape) / 2
     values = rng.standard_normal(shape)
     if binding.name == "table":
         values[..., COLUMNS.index("j")] = rng.integers(0, dims["draws"], shape[:-1])

@@ -31,6 +31,15 @@ class Row:
         index = self.values[:, AT["j"]].round().long().view(-1, 1, 1, 1, 1)
         return torch.gather(bank, 1, index.expand(-1, 1, *bank.shape[2:]))[:, 0]
 
+    def known(self, image_latents: Tensor, noise: Tensor) -> Tensor:
+        """The image as noisy as the state that this row leaves: u·image_latents + v·noise of draw 0."""
+        return self.part("u", image_latents) + self.part("v", noise[:, 0])
+
+    def part(self, column: str, x: Tensor) -> Tensor:
+        """A column times x; 0 where the column is, whatever x is: of a sample without an image nothing spreads."""
+        factor = self(column)
+        return torch.where(factor == 0, torch.zeros_like(x), factor * x)
+
     def model_input(self, x: Tensor, sample_of_row: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The denoiser's next `sample` (rows, C, H/8, W/8) and `timestep` (rows,)."""
         sample = torch.index_select(self("s") * x, 0, sample_of_row).to(dtype)
@@ -38,23 +47,23 @@ class Row:
 
 
 class Start(nn.Module):
-    """Table row 0: latents = c·noise[j], an empty history, and the first model input."""
+    """Table row 0: latents = a·image_latents + c·noise[j], an empty history, and the first model input."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
-    def forward(self, table: Tensor, noise: Tensor, sample_of_row: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, table: Tensor, noise: Tensor, image_latents: Tensor, sample_of_row: Tensor) -> tuple[Tensor, ...]:
         """Returns latents, history, row (all zero rows become 1), sample and timestep."""
         first = torch.zeros_like(table[:, 0, 0], dtype=torch.int32)
         at = Row(table, first)
-        latents = at("c") * at.noise(noise)
+        latents = at.part("a", image_latents) + at("c") * at.noise(noise)
         history = torch.zeros_like(latents)[:, None].repeat(1, HISTORY, 1, 1, 1)
         return latents, history, first + 1, *at.model_input(latents, sample_of_row, self.dtype)
 
 
 class Solver(nn.Module):
-    """One step of every sample: guidance, the row's update, the history, and the next model input."""
+    """One step of every sample: guidance, the row's update, what the mask keeps, the history, the next model input."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -72,6 +81,8 @@ class Solver(nn.Module):
         cond_row: Tensor,
         uncond_row: Tensor,
         sample_of_row: Tensor,
+        image_latents: Tensor,
+        mask: Tensor,
     ) -> tuple[Tensor, ...]:
         """Returns next_latents, next_history, next_row, sample and timestep. The equation is export/solver.py's."""
         cond = torch.index_select(noise_pred, 0, cond_row).float()
@@ -85,6 +96,9 @@ class Solver(nn.Module):
         for k in range(HISTORY):
             x = x + at(f"b{k + 1}") * history[:, k]
         x = x + at("c") * at.noise(noise)
+        # A row of neither image nor noise pads a table: all stays. So does, to the bit, what is under a mask of 1.
+        free = (mask == 1) | ((at("u") == 0) & (at("v") == 0))
+        x = torch.where(free, x, mask * x + (1 - mask) * at.known(image_latents, noise))
         next_history = torch.cat([m[:, None], history[:, :-1]], 1)
         next_row = torch.clamp(row + 1, max=ROWS - 1)
         return x, next_history, next_row, *at.model_input(x, sample_of_row, self.dtype)

@@ -9,9 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.binding import Array, Float32Array
-from runtime.noise import draws
+from engine.wiring import IMAGE
+from runtime.noise import draws, encoder_noise
 from runtime.tables import Table, Tables
 from runtime.text import Prompt, Tokenizer
 
@@ -21,7 +23,8 @@ class Sample:
     """One picture to paint: a request's image `image`, with every default filled in.
 
     clip_skip: as diffusers counts it. guidance_scale: as the solver takes it. initial: (C, H/8, W/8), noise: (draws, C,
-    H/8, W/8), or None for the seed's.
+    H/8, W/8), or None for the seed's. pixels: (H, W, 3) uint8 of the image to begin from, or None. mask: (1, H/8, W/8),
+    or None to paint everywhere.
     """
 
     prompt: str
@@ -35,6 +38,8 @@ class Sample:
     image: int
     initial: Float32Array | None
     noise: Float32Array | None
+    pixels: NDArray[np.uint8] | None = None
+    mask: Float32Array | None = None
 
     @property
     def rows(self) -> int:
@@ -46,6 +51,10 @@ class Sample:
         """One per denoiser row: its prompt, then its negative prompt where it is guided."""
         texts = (self.prompt, self.negative_prompt) if self.guided else (self.prompt,)
         return [(text, self.emphasis) for text in texts]
+
+
+GREY = 128
+"""The pixels of a sample without an image beside others that have one: encoded, and not used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +83,11 @@ class Batch:
             "draws": _power_of_two(max(sample.table.draws for sample in self.samples)),
         }  # fmt: skip
 
+    @property
+    def has_images(self) -> bool:
+        """Whether a sample begins from an image."""
+        return any(sample.pixels is not None for sample in self.samples)
+
     def host_inputs(self, tables: Tables, tokenizer: Tokenizer) -> dict[str, Array]:
         """Every array the host feeds, by wire name (engine.wiring.host_wires)."""
         first = np.cumsum([0, *(sample.rows for sample in self.samples)])[:-1].astype(np.int32)
@@ -87,7 +101,27 @@ class Batch:
             "cond_row": first,
             "uncond_row": first + rows - 1,
             "sample_of_row": np.repeat(np.arange(len(rows), dtype=np.int32), rows),
+            "mask": self._masks(),
+            **(self._images() if self.has_images else {}),
         }
+
+    def _masks(self) -> Float32Array:
+        """(samples, 1, H/8, W/8): 1 where a sample is painted."""
+        masks = np.ones((len(self.samples), 1, *self.latent_shape[1:]), np.float32)
+        for k, sample in enumerate(self.samples):
+            if sample.mask is not None:
+                masks[k] = sample.mask
+        return masks
+
+    def _images(self) -> dict[str, Array]:
+        """What the encoder reads: the pixels, and its noise, which is a stream of its own."""
+        pixels = np.full((len(self.samples), self.height, self.width, 3), GREY, np.uint8)
+        noise = np.zeros((len(self.samples), *self.latent_shape), np.float32)
+        for k, sample in enumerate(self.samples):
+            if sample.pixels is not None:
+                pixels[k] = sample.pixels
+                noise[k] = encoder_noise(sample.seed, sample.image, self.latent_shape)
+        return {IMAGE: pixels, "image_noise": noise}
 
     def _noise(self) -> Float32Array:
         """(samples, draws, C, H/8, W/8): draw 0 is the initial noise; draws a sample does not use stay zero."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from engine.binding import Array
 from engine.errors import OptionInvalid
+from engine.wiring import PREVIEW
 from runtime.backends.base import Backend
 from runtime.memory import Wiring
 
@@ -32,12 +33,30 @@ class Step:
 
         Only on_step may ask, while the step is the last one launched. Raises OptionInvalid afterwards.
         """
+        self._check("latents")
+        return self._wiring.read("latents")
+
+    def preview(self) -> Array:
+        """(samples, H/8, W/8, 3) uint8: a rough small picture of the latents after this step; waits for the device.
+
+        Noise and all, by one linear map. May be asked when latents() may. Raises OptionInvalid, also where the bundle
+        has no such graph, or PlanError where TensorRT has no plan of it.
+        """
+        self._check(PREVIEW)
+        if not self._wiring.has(PREVIEW):
+            raise OptionInvalid(
+                f"step {self.index}, preview", actual="a bundle without a graph for it", allowed="one that has it",
+                remedy="Run `zturbo export` again.",
+            )  # fmt: skip
+        self._wiring.launch("preview")
+        return self._wiring.read(PREVIEW)
+
+    def _check(self, what: str) -> None:
         if self._wiring.moment != self._moment:
             raise OptionInvalid(
-                f"step {self.index}, latents", actual="a step that is over", allowed="the step that on_step was given",
+                f"step {self.index}, {what}", actual="a step that is over", allowed="the step that on_step was given",
                 remedy="Read them within on_step, and keep the array.",
             )  # fmt: skip
-        return self._wiring.read("latents")
 
 
 def denoise(backend: Backend, wiring: Wiring, evaluations: int, before: int, total: int) -> Generator[Step]:

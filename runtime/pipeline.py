@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engine.binding import Dims, PlanPrecision, Precision, variant_of
 from engine.bundle import Bundle, load_bundle
 from engine.errors import OptionInvalid
+from engine.wiring import IMAGE
 from runtime.backends import Verdict, open_backend
 from runtime.backends.base import Backend, BackendOptions
 from runtime.batch import Batch, Sample, split
@@ -137,7 +138,7 @@ class Pipeline:
             groups = split([samples[index] for index in indices], counts)
             batches += [Batch(group, first.latent_shape, first.height, first.width, tokens) for group in groups]
         for batch in batches:
-            self._wirings.get(batch.dims)
+            self._wirings.get(batch.dims).prepare([IMAGE] if batch.has_images else [])
         return batches
 
     def _wire(self, dims: Dims) -> Wiring:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from engine.binding import Float32Array
 from engine.errors import RequestInvalid
+from runtime.pictures import Picture, check_mask, check_picture
 
 MAX_PROMPT_CHARACTERS = 4000
 MAX_IMAGES = 16
@@ -25,12 +27,19 @@ MAX_SEED = 2**63 - 1
 class Request:
     """One prompt and how to paint it; names and meanings are diffusers'. None takes the bundle's default.
 
+    scheduler: our name, diffusers' class name or a web UI's ("DPM++ 2M Karras"); case does not matter.
+    eta: 0 to 1, how much noise DDIM's steps draw (TCD's gamma); others take none.
     prompt: 1 to 4000 characters. negative_prompt: up to 4000; only a guided request (guidance_scale > 1) uses it.
     emphasis: False takes both texts literally, without (word:1.3), [word] and BREAK (runtime/prompt.py).
     clip_skip: how many of the text encoder's last layers are left out; the web UIs' "2" is 1 here.
     height, width: pixels. seed: 0 to 2⁶³ − 1; image i's noise depends on (seed, i) alone.
     latents: (num_images, C, H/8, W/8), float32, standard normal, the initial noise instead of the seed's.
     noise: (num_images, draws, C, H/8, W/8), float32, what the scheduler's steps draw, instead of the seed's.
+    image: what to begin from, a PIL image or a uint8 array of (H, W), (H, W, 3) or (H, W, 4), of any size: it is turned
+    as its EXIF says, laid on white where it has alpha, and resized to height × width without keeping its proportions.
+    mask: as image, white where to paint and black where the image stays; laid on black where it has alpha.
+    strength: above 0, to 1: how much of the image is painted over, int(strength · num_inference_steps) steps of them;
+    None: 0.8, with a mask 1, which begins from noise alone.
     Raises RequestInvalid.
     """
 
@@ -41,12 +50,16 @@ class Request:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
+    eta: float | None = None
     seed: int = 0
     num_images: int = 1
     clip_skip: int | None = None
     emphasis: bool = True
     latents: Float32Array | None = None
     noise: Float32Array | None = None
+    image: Picture | None = None
+    mask: Picture | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, minimum=1)
@@ -64,8 +77,10 @@ class Request:
             raise request_invalid(
                 "scheduler", _shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`."
             )
+        _check_eta(self.eta)
         for name in ("latents", "noise"):
             _check_array(name, getattr(self, name))
+        _check_pictures(self.image, self.mask, self.strength)
 
     def metadata(self) -> dict[str, Any]:
         """The request as JSON types; arrays are named by their shapes."""
@@ -76,6 +91,8 @@ class Request:
 def _json(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return list(value.shape)
+    if isinstance(value, Image.Image):
+        return [value.height, value.width, len(value.getbands())]
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -108,6 +125,12 @@ def _check_guidance(value: object) -> None:
         raise request_invalid("guidance_scale", _shown(value), allowed, "1 or less turns guidance off.")
 
 
+def _check_eta(value: object) -> None:
+    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= 1):  # type: ignore[operator]
+        raise request_invalid("eta", _shown(value), "a number from 0 to 1", "0 draws no noise in the steps, 1 most.")
+
+
 def _check_array(name: str, value: object) -> None:
     if value is None:
         return
@@ -116,6 +139,20 @@ def _check_array(name: str, value: object) -> None:
         raise request_invalid(name, kind, "a float32 numpy array", "Convert it with `.astype(np.float32)`.")
     if not np.isfinite(value).all():
         raise request_invalid(name, "an array with NaN or infinity", "finite values", "Check where it was made.")
+
+
+def _check_pictures(image: object, mask: object, strength: object) -> None:
+    """An image alone or with a mask; strength is of no meaning without one."""
+    for field, value, check in (("image", image, check_picture), ("mask", mask, check_mask)):
+        if value is not None:
+            check(field, value)
+    for field, value in (("mask", mask), ("strength", strength)):
+        if value is not None and image is None:
+            raise request_invalid(field, f"a {field} without an image", "None without an image", "Pass an image too.")
+    number = isinstance(strength, (int, float, np.floating, np.integer)) and not isinstance(strength, bool)
+    if strength is not None and (not number or not 0 < strength <= 1):  # type: ignore[operator]
+        allowed = "a number above 0, to 1"
+        raise request_invalid("strength", _shown(strength), allowed, "Less keeps more of the image.")
 
 
 def _shown(value: object) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.binding import Float32Array
 from engine.bundle import Bundle
+from engine.wiring import IMAGE
 from runtime.batch import Sample
+from runtime.pictures import image_pixels, latent_mask
 from runtime.request import Request, request_invalid
+from runtime.strength import begin_of, starts_from_noise, strength_of
 from runtime.tables import Table, Tables
 from runtime.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """A request as one bundle understands it. latent_shape: (C, H/8, W/8)."""
+    """A request as one bundle understands it. latent_shape: (C, H/8, W/8). strength: None without an image."""
 
     request: Request
     height: int
@@ -25,6 +28,7 @@ class Resolved:
     guidance_scale: float
     scheduler: str
     clip_skip: int
+    strength: float | None
     latent_shape: tuple[int, int, int]
     samples: tuple[Sample, ...]
 
@@ -33,6 +37,7 @@ class Resolved:
         filled = {
             "height": self.height, "width": self.width, "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale, "scheduler": self.scheduler, "clip_skip": self.clip_skip,
+            "strength": self.strength,
         }  # fmt: skip
         texts = {"prompt": self.request.prompt, "negative_prompt": self.request.negative_prompt}
         dropped = {name: tokenizer.dropped_tokens(text, self.request.emphasis) for name, text in texts.items()}
@@ -61,13 +66,21 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
     steps = defaults.num_inference_steps if request.num_inference_steps is None else int(request.num_inference_steps)
     guidance = defaults.guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
     scheduler = defaults.scheduler if request.scheduler is None else request.scheduler
-    table = tables.get(scheduler, steps)
+    eta = None if request.eta is None else float(request.eta)
+    strength = strength_of(request)
+    if request.image is not None:
+        _check_takes_images(bundle)
+    image = not starts_from_noise(request, strength)
+    table = tables.get(scheduler, steps, eta=eta, begin=begin_of(steps, strength), image=image)
     shape = (bundle.latents.channels, height // factor, width // factor)
     _check_shape("latents", request.latents, (request.num_images, *shape))
     _check_shape("noise", request.noise, (request.num_images, table.draws - 1, *shape))
+    pixels = None if request.image is None else image_pixels(request.image, height, width)
+    mask = None if request.mask is None else latent_mask(request.mask, height, width, factor)
+    plain = [_sample(request, image, table, guidance, bundle) for image in range(request.num_images)]
+    samples = tuple(replace(sample, pixels=pixels, mask=mask) for sample in plain)
     clip_skip = _clip_skip(request, bundle)
-    samples = tuple(_sample(request, image, table, guidance, bundle) for image in range(request.num_images))
-    return Resolved(request, height, width, steps, guidance, scheduler, clip_skip, shape, samples)
+    return Resolved(request, height, width, steps, guidance, table.name, clip_skip, strength, shape, samples)
 
 
 def _sample(request: Request, image: int, table: Table, guidance: float, bundle: Bundle) -> Sample:
@@ -95,6 +108,13 @@ def _size(name: str, asked: int | None, default: int, bundle: Bundle) -> int:
         allowed = f"{limits.min_px} to {limits.max_px} in multiples of {limits.multiple_px}"
         raise request_invalid(name, str(value), allowed, f"Bundle '{bundle.name}' was made for these sizes.")
     return value
+
+
+def _check_takes_images(bundle: Bundle) -> None:
+    """Raise RequestInvalid where no graph reads an image, or the tables do not say how much noise one gets."""
+    graphs = next(iter(bundle.variants.values()))
+    if not any(IMAGE in graph.only_with for graph in graphs) or not {"u", "v"} <= set(bundle.tables.columns):
+        raise request_invalid("image", "an image", f"None: bundle '{bundle.name}' has no encoder", "Export it again.")
 
 
 def _check_shape(name: str, array: Float32Array | None, shape: tuple[int, ...]) -> None:

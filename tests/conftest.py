@@ -21,6 +21,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "tests"
+SCHEDULERS = (
+    "euler", "euler_ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "heun", "pndm", "unipc", "lcm",
+)  # fmt: skip
+"""What the tests' bundles have tables for: each of the row's columns is used by one of them."""
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +92,9 @@ def exported(model: Path) -> Path:
         pytest.fail(f"{model} is no model in diffusers layout; the checkout is not whole")
     folder = CACHE / "bundles" / model.name
     sources = [*model.rglob("*.json"), *model.rglob("*.safetensors"), *(ROOT / "export").rglob("*.py")]
-    sources += [ROOT / "engine" / f"{name}.py" for name in ("binding", "bundle", "hoist", "shapes", "wiring")]
+    sources += [
+        ROOT / "engine" / f"{name}.py" for name in ("binding", "bundle", "hoist", "shapes", "tablefile", "wiring")
+    ]
     if not is_newer(folder / "bundle.json", sources):
         if importlib.util.find_spec("torch") is None:
             pytest.skip(f"no fresh bundle of {model.name}, and no torch to export one: run `make test` first")
@@ -97,7 +103,7 @@ def exported(model: Path) -> Path:
         from export.bundle import export_bundle
 
         torch.set_num_threads(1)  # sums in one order, whichever test asks first
-        export_bundle(model, folder)
+        export_bundle(model, folder, schedulers=SCHEDULERS)
     return folder
 
 

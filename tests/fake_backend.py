@@ -94,10 +94,16 @@ def conditioning(input_ids: Array, token_weights: Array, clip_skip: Array) -> tu
     return (np.broadcast_to(key[:, None, None] / 991, (*input_ids.shape, WIDTH)).astype(np.float32),)
 
 
-def start(table: Array, noise: Array, sample_of_row: Array) -> tuple[Array, ...]:
+def encoder(image: Array, image_noise: Array) -> tuple[Array]:
+    """A pixel of each place, its three colours and their mean, and an eighth of the noise."""
+    colours = image[:, ::8, ::8].transpose(0, 3, 1, 2) / np.float32(128) - 1
+    return (np.concatenate([colours, colours.mean(1, keepdims=True)], 1) + image_noise / 8,)
+
+
+def start(table: Array, noise: Array, image_latents: Array, sample_of_row: Array) -> tuple[Array, ...]:
     row = np.zeros(len(table), np.int32)
     at = _columns(table, row)
-    latents = at("c") * _draw(at, noise)
+    latents = at("a") * image_latents + at("c") * _draw(at, noise)
     history = np.zeros((len(table), 4, *latents.shape[1:]), np.float32)
     return latents, history, row + 1, *_model_input(at, latents, sample_of_row)
 
@@ -108,7 +114,18 @@ def denoiser(sample: Array, timestep: Array, encoder_hidden_states: Array) -> tu
 
 
 def solver(
-    noise_pred, latents, history, row, table, noise, guidance_scale, cond_row, uncond_row, sample_of_row
+    noise_pred,
+    latents,
+    history,
+    row,
+    table,
+    noise,
+    guidance_scale,
+    cond_row,
+    uncond_row,
+    sample_of_row,
+    image_latents,
+    mask,
 ) -> tuple[Array, ...]:
     cond, uncond = noise_pred[cond_row].astype(np.float32), noise_pred[uncond_row].astype(np.float32)
     e = uncond + guidance_scale[:, None, None, None] * (cond - uncond)
@@ -117,6 +134,8 @@ def solver(
     x = at("a") * latents + at("d") * e + at("b0") * m + at("c") * _draw(at, noise)
     for k in range(4):
         x = x + at(f"b{k + 1}") * history[:, k]
+    known = at("u") * image_latents + at("v") * noise[:, 0]
+    x = np.where((mask == 1) | ((at("u") == 0) & (at("v") == 0)), x, mask * x + (1 - mask) * known)
     next_history = np.concatenate([m[:, None], history[:, :-1]], 1)
     return x, next_history, np.minimum(row + 1, table.shape[1] - 1), *_model_input(at, x, sample_of_row)
 
@@ -124,6 +143,10 @@ def solver(
 def decoder(latents: Array) -> tuple[Array]:
     pixels = (np.rint(latents[:, :3] * 64).astype(np.int64) % 256).astype(np.uint8)  # nothing saturates
     return (pixels.repeat(8, 2).repeat(8, 3).transpose(0, 2, 3, 1),)
+
+
+def preview(latents: Array) -> tuple[Array]:
+    return ((np.rint(latents[:, :3] * 16).astype(np.int64) % 256).astype(np.uint8).transpose(0, 2, 3, 1),)
 
 
 def _columns(table: Array, row: Array) -> Callable[[str], Array]:
@@ -139,4 +162,4 @@ def _model_input(at: Callable[[str], Array], x: Array, sample_of_row: Array) -> 
     return (at("s") * x)[sample_of_row], at("t").ravel()[sample_of_row]
 
 
-GRAPHS = {f.__name__: f for f in (conditioning, start, denoiser, solver, decoder)}
+GRAPHS = {f.__name__: f for f in (conditioning, encoder, start, denoiser, solver, decoder, preview)}

@@ -37,9 +37,10 @@ from engine.bundle import (
     sealed,
 )  # fmt: skip
 from engine.digest import file_sha256
+from engine.tablefile import WARM_COLUMNS, packed
 from engine.tokens import Tokenizer as TokenizerEntry
 
-COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t")
+COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t", "u", "v")
 ROWS, MAX_STEPS, MAX_TOKENS, MAX_CHUNKS, WIDTH = 200, 100, 77, 3, 32
 LATENT = (4, "height/8", "width/8")
 SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
@@ -53,6 +54,10 @@ SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
     "cond_row": ("int32", ("samples",), "per_sample"),
     "uncond_row": ("int32", ("samples",), "per_sample"),
     "sample_of_row": ("int32", ("rows",), "per_sample"),
+    "image": ("uint8", ("samples", "height", "width", 3), "per_sample"),
+    "image_noise": ("float32", ("samples", *LATENT), "per_sample"),
+    "mask": ("float32", ("samples", 1, *LATENT[1:]), "per_sample"),
+    "image_latents": ("float32", ("samples", *LATENT), "per_sample"),
     "latents": ("float32", ("samples", *LATENT), "carried"),
     "history": ("float32", ("samples", 4, *LATENT), "carried"),
     "row": ("int32", ("samples",), "carried"),
@@ -63,19 +68,25 @@ SHAPES: dict[str, tuple[str, tuple[int | str, ...], str]] = {
     "timestep": ("float32", ("rows",), "transient"),
     "noise_pred": ("float32", ("rows", *LATENT), "transient"),
     "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+    "preview": ("uint8", ("samples", *LATENT[1:], 3), "transient"),
 }
 HALVES = ("encoder_hidden_states", "sample", "noise_pred")
 """The wires that are float16 in the fp16 variant."""
 SIGNATURES: dict[str, tuple[str, str, str]] = {
     "conditioning": ("once", "input_ids token_weights clip_skip", "encoder_hidden_states"),
-    "start": ("once", "table noise sample_of_row", "latents history row sample timestep"),
+    "encoder": ("once", "image image_noise", "image_latents"),
+    "start": ("once", "table noise image_latents sample_of_row", "latents history row sample timestep"),
     "denoiser": ("loop", "sample timestep encoder_hidden_states", "noise_pred"),
     "solver": (
         "loop",
-        "noise_pred latents history row table noise guidance_scale cond_row uncond_row sample_of_row",
+        (
+            "noise_pred latents history row table noise guidance_scale cond_row uncond_row sample_of_row "
+            "image_latents mask"
+        ),
         "next_latents next_history next_row sample timestep",
     ),
     "decoder": ("final", "latents", "images"),
+    "preview": ("preview", "latents", "preview"),
 }
 
 
@@ -86,7 +97,7 @@ def write_bundle(folder: Path, precisions: Sequence[Precision] = ("fp32",)) -> P
             path = folder / "graphs" / precision / f"{name}.onnx"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(f"{precision} {name}".encode())
-    np.savez(folder / "tables.npz", **{f"{s}/{n}": table(s, n) for s in SCHEDULERS for n in range(1, MAX_STEPS + 1)})
+    np.savez(folder / "tables.npz", **packed(*tables()))
     latents = np.zeros((1, 4, 16, 16), np.float32)
     np.savez(folder / "reference.npz", **{"small/decoder/latents": latents, "loop/latents": latents})
     tokenizer().save(str(folder / "tokenizer.json"))
@@ -115,8 +126,11 @@ def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> B
             file="tokenizer.json", max_tokens=MAX_TOKENS, max_chunks=MAX_CHUNKS, bos_id=0, eos_id=1, pad_id=1,
         ),
         tables=Tables(file="tables.npz", rows=ROWS, columns=COLUMNS, schedulers={
-            name: SchedulerEntry(class_name=name, settings={}, min_steps=1, max_steps=MAX_STEPS) for name in SCHEDULERS
-        }),
+            name: SchedulerEntry(
+                class_name=f"{name.title()}Scheduler", settings={}, min_steps=1, max_steps=MAX_STEPS,
+                aliases=(f"{name.title()}Scheduler", *ALIASES[name]), warm=WARM[name], etas=ETAS[name],
+            ) for name in SCHEDULERS
+        }, refused={"Restart": "it goes back up in noise"}),
         reference=Reference(file="reference.npz", cases=(
             ReferenceCase(name="small", dims={"samples": 1, "height": 128, "width": 128}, fp16_error={}),
         ), loop=LoopCase(dims={"samples": 1, "height": 128, "width": 128}, evaluations=4, fp16_error={})),
@@ -133,9 +147,10 @@ def graph(name: str, precision: Precision) -> Graph:
     stage, inputs, outputs = SIGNATURES[name]
     return Graph(
         name=name, stage=stage, file=f"graphs/{precision}/{name}.onnx",
-        precision="fp32" if name in ("start", "solver") else precision,
+        precision="fp32" if name in ("start", "solver", "preview") else precision,
         inputs=tuple(binding(wire, precision) for wire in inputs.split()),
         outputs=tuple(binding(wire, precision) for wire in outputs.split()),
+        only_with=("image",) if name == "encoder" else (),
         carried={wire.removeprefix("next_"): wire for wire in outputs.split() if wire.startswith("next_")},
     )  # fmt: skip
 
@@ -168,9 +183,20 @@ def table(scheduler: str, steps: int) -> NDArray[np.float32]:
     rows = [first, *(step(k, now, after) for k, (now, after) in enumerate(pairwise(levels)))]
     out = np.zeros((steps + 1, len(COLUMNS)), np.float32)
     for k, row in enumerate(rows):
-        values = {**row, "s": s(levels[k]), "t": 1000 * levels[k] / 14}
+        u, v = (1.0, levels[k]) if scheduler != "multistep" else (np.sqrt(1 - (levels[k] / 14) ** 2), levels[k] / 14)
+        values = {**row, "s": s(levels[k]), "t": 1000 * levels[k] / 14, "u": u, "v": v}
         out[k] = [values.get(column, 0.0) for column in COLUMNS]
     return out
+
+
+def tables() -> tuple[dict[str, list[NDArray[np.float32]]], dict[str, list[NDArray[np.float32]]]]:
+    """All tables by key and step count, and the rows of late begins: a multistep's first one takes no history."""
+    counts = range(1, MAX_STEPS + 1)
+    at = [COLUMNS.index(column) for column in WARM_COLUMNS]
+    first = table("multistep", 1)[1:, at]
+    found = {f"{s}@{eta:g}" if k else s: [table(s, n) for n in counts] for s in SCHEDULERS
+             for k, eta in enumerate(ETAS[s] or (0.0,))}  # fmt: skip
+    return found, {"multistep": [np.repeat(first, n - 1, 0) for n in counts]}
 
 
 def _euler(k: int, now: float, after: float) -> dict[str, float]:
@@ -190,6 +216,9 @@ def _multistep(k: int, now: float, after: float) -> dict[str, float]:
     return {"p": 1.0, "q": -0.1, "a": 0.5, **past}
 
 
+WARM = {"euler": 0, "ancestral": 0, "multistep": 1}
+ETAS: dict[str, tuple[float, ...]] = {"euler": (), "ancestral": (1.0, 0.5), "multistep": ()}
+ALIASES = {"euler": ("Euler",), "ancestral": ("Euler a",), "multistep": ("DPM++ 2M",)}
 SCHEDULERS: dict[str, tuple[Callable[[int, float, float], dict[str, float]], Callable[[float], float]]] = {
     "euler": (_euler, lambda sigma: 1 / np.sqrt(sigma**2 + 1)),
     "ancestral": (_ancestral, lambda sigma: 1 / np.sqrt(sigma**2 + 1)),

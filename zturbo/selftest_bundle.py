@@ -1,4 +1,4 @@
-"""The self-test's bundle: six small graphs, tables and a tokenizer, with what they compute in fp32 as its reference.
+"""The self-test's bundle: eight small graphs, tables and a tokenizer, with what they compute in fp32 as its reference.
 
 Made with onnx, numpy and tokenizers, in a second; no torch, no network. The loop that it records is what the pipeline
 is to paint for REQUEST, so that a picture can be judged too. Does not know what builds or runs a graph.
@@ -7,6 +7,7 @@ is to paint for REQUEST, so that a picture can be judged too. Does not know what
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from engine.binding import Array, Graph, Precision, Stage
+from engine.binding import Array, Float32Array, Graph, Precision, Stage
 from engine.bundle import (
     FILE,
     VERSION,
@@ -34,6 +35,7 @@ from engine.bundle import (
     sealed,
 )  # fmt: skip
 from engine.digest import file_sha256
+from engine.tablefile import packed
 from engine.tokens import Tokenizer as TokenizerEntry
 from engine.wiring import IMAGES
 from runtime.batch import Batch
@@ -55,7 +57,10 @@ from zturbo.selftest_graphs import (
 
 PROFILE = "dynamic:64-128@1-4"
 REQUEST = Request(prompt="a (test)", negative_prompt="no test", num_inference_steps=4, seed=7)
-GUIDED = Request(prompt="odd", clip_skip=1, num_inference_steps=3, height=64, width=72)
+PIXELS = np.random.default_rng(7).integers(0, 256, (64, 72, 3)).astype(np.uint8)
+MASK = np.repeat(np.array([[0], [255]], np.uint8), 8, axis=0)
+IMAGE = replace(REQUEST, image=PIXELS, mask=MASK, strength=1.0)
+GUIDED = Request(prompt="odd", clip_skip=1, num_inference_steps=3, height=64, width=72, image=PIXELS, strength=1.0)
 UNGUIDED = Request(prompt="even", guidance_scale=1.0, height=64, width=72)
 STEPS = 8
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
@@ -74,7 +79,7 @@ def write_bundle(folder: Path) -> Bundle:
         for name in SIGNATURES:
             model = graph_model(name, precision)
             (folder / graph_entry(name, precision).file).write_bytes(model.SerializeToString())
-    np.savez(folder / NAMES["tables"], **{f"ancestral/{n}": table(n) for n in range(1, STEPS + 1)})  # type: ignore[arg-type]
+    np.savez(folder / NAMES["tables"], **packed({"ancestral": [table(n) for n in range(1, STEPS + 1)]}, {}))
     tokenizer().save(str(folder / NAMES["tokenizer"]))
     nothing = Reference(file="", cases=(), loop=LoopCase(dims={}, evaluations=1, fp16_error={}))
     reference = _record(folder, _description(folder, nothing))
@@ -85,7 +90,7 @@ def write_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def table(steps: int) -> Array:
+def table(steps: int) -> Float32Array:
     """(steps + 1, columns) float32: an ancestral Euler, which draws noise at each step but the last."""
     sigmas = np.append(np.geomspace(14.0, 0.1, steps), 0.0)
     rows = [{"c": 14.0}]
@@ -93,7 +98,8 @@ def table(steps: int) -> Array:
         up = 0.5 * after
         rows.append({"a": 1.0, "d": (after**2 - up**2) ** 0.5 - now, "c": up, "j": index if after else 0})
     scales = [{"s": 1 / np.hypot(sigma, 1), "t": 999 * sigma / 14} for sigma in sigmas]
-    filled = [{**row, **scale} for row, scale in zip(rows, scales, strict=True)]
+    noisy = [{"u": 1.0, "v": sigma} for sigma in sigmas]
+    filled = [{**row, **scale, **known} for row, scale, known in zip(rows, scales, noisy, strict=True)]
     return np.array([[row.get(column, 0.0) for column in COLUMNS] for row in filled], np.float32)
 
 
@@ -111,15 +117,15 @@ def _record(folder: Path, bundle: Bundle) -> Reference:
     run = _Evaluator(bundle.graphs("fp32"))
     tables, texts = LoadedTables(folder, bundle), LoadedTokenizer(folder, bundle)
     arrays, cases = Arrays(), list[ReferenceCase]()
-    for name, requests in {"default": [REQUEST], "odd": [GUIDED, UNGUIDED]}.items():
+    for name, requests in {"default": [IMAGE], "odd": [GUIDED, UNGUIDED]}.items():
         batch = _batch(requests, bundle, tables)
         run.recorded.clear()
         wires = run.stage("once", batch.host_inputs(tables, texts))
-        run.stage("final", run.stage("loop", wires))
+        run.stage("preview", run.stage("final", run.stage("loop", wires)))
         arrays |= {f"{name}/{key}": array for key, array in run.recorded.items()}
         cases.append(ReferenceCase(name=name, dims=batch.dims, fp16_error=_errors(bundle)))
     batch = _batch([REQUEST], bundle, tables)
-    host = batch.host_inputs(tables, texts)
+    host = {**batch.host_inputs(tables, texts), **_blank(bundle.graphs("fp32"), batch)}
     end = run.loop(host, batch.evaluations)
     arrays |= {f"loop/{name}": array for name, array in {**host, LATENTS: end[LATENTS], IMAGES: end[IMAGES]}.items()}
     np.savez(folder / NAMES["reference"], **arrays)  # type: ignore[arg-type]
@@ -142,7 +148,7 @@ class _Evaluator:
         found = dict(wires)
         hoisted = {binding.name for graph in self._graphs if graph.hoisted_from for binding in graph.outputs}
         for graph in self._graphs:
-            if graph.stage == stage:
+            if graph.stage == stage and set(graph.only_with) <= set(wires):
                 inputs = {binding.name: found[binding.name] for binding in graph.inputs}
                 made = self._evaluators[graph.name].run(None, inputs)
                 outputs = {binding.name: array for binding, array in zip(graph.outputs, made, strict=True)}
@@ -159,6 +165,12 @@ class _Evaluator:
             carried = {name: wires[after] for graph in self._graphs for name, after in graph.carried.items()}
             wires |= carried
         return self.stage("final", wires)
+
+
+def _blank(graphs: tuple[Graph, ...], batch: Batch) -> Arrays:
+    """What a batch without an image has in place of what is made of one."""
+    bindings = [binding for graph in graphs if graph.only_with for binding in graph.outputs]
+    return {binding.name: np.zeros(binding.resolve(batch.dims), binding.dtype) for binding in bindings}
 
 
 def _batch(requests: list[Request], bundle: Bundle, tables: LoadedTables) -> Batch:

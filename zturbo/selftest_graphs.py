@@ -1,23 +1,24 @@
-"""The self-test's six small graphs, written with onnx alone: one of each thing that a TensorRT has got wrong somewhere.
+"""The self-test's eight small graphs, by onnx alone: one of each thing that a TensorRT has got wrong somewhere.
 
 An embedding with int32 indices, LayerNormalization, GroupNorm as TorchScript writes it, attention over a prologue's K
-and V, an fp32 island sin(999·f), the solver's gathers, a carried pair, and pixels in uint8. Weights are seeded and the
-same in both precisions. Imports onnx; runs nothing.
+and V, an fp32 island sin(999·f), the solver's gathers, a carried pair, and pixels in uint8, coming in and going out.
+Imports onnx; runs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from engine.binding import Array, Axis, Binding, DType, Graph, Lifetime, Precision, Stage
+from engine.binding import Axis, Binding, DType, Graph, Lifetime, Precision, Stage
+from zturbo.selftest_nodes import WIDTH, Nodes
 
-COLUMNS = ("a", "d", "c", "j", "s", "t")
-ROWS, TOKENS, VOCABULARY, WIDTH, HEADS, GROUPS = 16, 16, 258, 64, 2, 8
+COLUMNS = ("a", "d", "c", "j", "s", "t", "u", "v")
+ROWS, TOKENS, VOCABULARY, HEADS = 16, 16, 258, 2
 CHANNELS, FACTOR = 4, 8
 LATENT: tuple[Axis, ...] = (CHANNELS, "height/8", "width/8")
 WIRES: dict[str, tuple[DType | Literal["half"], tuple[Axis, ...], Lifetime]] = {
@@ -33,6 +34,10 @@ WIRES: dict[str, tuple[DType | Literal["half"], tuple[Axis, ...], Lifetime]] = {
     "cond_row": ("int32", ("samples",), "per_sample"),
     "uncond_row": ("int32", ("samples",), "per_sample"),
     "sample_of_row": ("int32", ("rows",), "per_sample"),
+    "image": ("uint8", ("samples", "height", "width", 3), "per_sample"),
+    "image_noise": ("float32", ("samples", *LATENT), "per_sample"),
+    "mask": ("float32", ("samples", 1, *LATENT[1:]), "per_sample"),
+    "image_latents": ("float32", ("samples", *LATENT), "per_sample"),
     "latents": ("float32", ("samples", *LATENT), "carried"),
     "next_latents": ("float32", ("samples", *LATENT), "carried"),
     "row": ("int32", ("samples",), "carried"),
@@ -41,18 +46,23 @@ WIRES: dict[str, tuple[DType | Literal["half"], tuple[Axis, ...], Lifetime]] = {
     "timestep": ("float32", ("rows",), "transient"),
     "noise_pred": ("half", ("rows", *LATENT), "transient"),
     "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+    "preview": ("uint8", ("samples", *LATENT[1:], 3), "transient"),
 }
 """dtype, shape and lifetime; `half` is the variant's own."""
+_FROM_IMAGES = "image_latents mask"
 SIGNATURES: dict[str, tuple[Stage, str, str]] = {
     "conditioning": ("once", "input_ids token_weights clip_skip", "encoder_hidden_states"),
     "prologue": ("once", "encoder_hidden_states", "prologue_00 prologue_01"),
-    "start": ("once", "table noise sample_of_row", "latents row sample timestep"),
+    "encoder": ("once", "image image_noise", "image_latents"),
+    "start": ("once", "table noise image_latents sample_of_row", "latents row sample timestep"),
     "denoiser": ("loop", "sample timestep prologue_00 prologue_01", "noise_pred"),
     "solver": (
-        "loop", "noise_pred latents row table noise guidance_scale cond_row uncond_row sample_of_row",
+        "loop",
+        f"noise_pred latents row table noise guidance_scale cond_row uncond_row sample_of_row {_FROM_IMAGES}",
         "next_latents next_row sample timestep",
     ),
     "decoder": ("final", "latents", "images"),
+    "preview": ("preview", "latents", "preview"),
 }  # fmt: skip
 
 
@@ -61,11 +71,12 @@ def graph_entry(name: str, precision: Precision) -> Graph:
     stage, inputs, outputs = SIGNATURES[name]
     return Graph(
         name=name, stage=stage, file=f"graphs/{precision}/{name}.onnx",
-        precision="fp32" if name in ("start", "solver") else precision,
+        precision="fp32" if name in ("start", "solver", "preview") else precision,
         inputs=tuple(_binding(wire, precision) for wire in inputs.split()),
         outputs=tuple(_binding(wire, precision) for wire in outputs.split()),
         carried={wire.removeprefix("next_"): wire for wire in outputs.split() if wire.startswith("next_")},
         hoisted_from="denoiser" if name == "prologue" else "",
+        only_with=("image",) if name == "encoder" else (),
     )  # fmt: skip
 
 
@@ -77,67 +88,6 @@ def graph_model(name: str, precision: Precision) -> onnx.ModelProto:
     inputs, outputs = ([_value(binding) for binding in bindings] for bindings in (entry.inputs, entry.outputs))
     graph = helper.make_graph(nodes.nodes, name, inputs, outputs, nodes.weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-class Nodes:
-    """Nodes in order, each named `/<graph>/<module>/<type>`, and their weights."""
-
-    def __init__(self, graph: str, precision: Precision) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.half = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
-        self._graph, self._numpy = graph, np.float16 if precision == "fp16" else np.float32
-        self._rng = np.random.default_rng(sum(graph.encode()))
-
-    def add(self, module: str, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        """One node; the name of what it makes."""
-        name = f"/{self._graph}/{module}/{kind}_{len(self.nodes)}"
-        made = out or f"{name}_output"
-        self.nodes.append(helper.make_node(kind, list(inputs), [made], name=name, **attributes))
-        return made
-
-    def constant(self, values: object, dtype: type = np.float32) -> str:
-        """A constant of this type; its name."""
-        return self._keep(np.asarray(values, dtype))
-
-    def half_constant(self, values: object) -> str:
-        """A constant of the variant's own type."""
-        return self._keep(np.asarray(values, self._numpy))
-
-    def weight(self, *shape: int) -> str:
-        """Normal values that keep a product's size, rounded to fp16 whatever the variant."""
-        fan_in = shape[0] if len(shape) == 2 else int(np.prod(shape[1:]))
-        values = self._rng.standard_normal(shape) / np.sqrt(fan_in)
-        return self._keep(values.astype(np.float16).astype(self._numpy))
-
-    def conv(self, module: str, x: str, channels: tuple[int, int], out: str = "") -> str:
-        """3×3 from so many channels to so many."""
-        before, after = channels
-        return self.add(module, "Conv", x, self.weight(after, before, 3, 3), pads=[1, 1, 1, 1], out=out)
-
-    def silu(self, module: str, x: str) -> str:
-        """x·sigmoid(x)."""
-        return self.add(module, "Mul", x, self.add(module, "Sigmoid", x))
-
-    def layer_norm(self, module: str, x: str) -> str:
-        """Over the last axis."""
-        return self.add(module, "LayerNormalization", x, self.half_constant(np.ones(WIDTH)), axis=-1, epsilon=1e-5)
-
-    def group_norm(self, module: str, x: str) -> str:
-        """As TorchScript writes it: InstanceNormalization over groups, then weight and bias."""
-        grouped = self.add(module, "Reshape", x, self.constant([0, GROUPS, -1], np.int64))
-        ones, zeros = self.half_constant(np.ones(GROUPS)), self.half_constant(np.zeros(GROUPS))
-        normed = self.add(module, "InstanceNormalization", grouped, ones, zeros, epsilon=1e-5)
-        whole = self.add(module, "Reshape", normed, self.add(module, "Shape", x))
-        weight, bias = self.half_constant(np.linspace(0.5, 1.5, WIDTH)), self.half_constant(np.linspace(-1, 1, WIDTH))
-        shape = self.constant([WIDTH, 1, 1], np.int64)
-        scaled = self.add(module, "Mul", whole, self.add(module, "Reshape", weight, shape))
-        return self.add(module, "Add", scaled, self.add(module, "Reshape", bias, shape))
-
-    def _keep(self, array: Array) -> str:
-        name = f"{self._graph}.{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(array, name))
-        return name
 
 
 def _conditioning(n: Nodes) -> None:
@@ -198,11 +148,35 @@ def _attention(n: Nodes, x: str) -> str:
     return n.add("attention", "Reshape", back, n.add("attention", "Shape", x))
 
 
+def _encoder(n: Nodes) -> None:
+    """One convolution of pixels to latents, after what only an encoder has: uint8 that comes in, and noise."""
+    x = n.add("pixels", "Cast", "image", to=TensorProto.FLOAT)
+    x = n.add("pixels", "Sub", n.add("pixels", "Mul", x, n.constant(2 / 255)), n.constant(1))
+    x = n.add("pixels", "Cast", n.add("pixels", "Transpose", x, perm=[0, 3, 1, 2]), to=n.half)
+    x = n.add("conv_in", "Conv", x, n.weight(CHANNELS, 3, FACTOR, FACTOR), strides=[FACTOR, FACTOR])
+    drawn = n.add("draw", "Mul", "image_noise", n.constant(0.1))
+    n.add("draw", "Add", n.add("draw", "Cast", x, to=TensorProto.FLOAT), drawn, out="image_latents")
+
+
+def _preview(n: Nodes) -> None:
+    """A pixel for each place, by one product."""
+    x = n.add("pixels", "Transpose", "latents", perm=[0, 2, 3, 1])
+    x = n.add(
+        "pixels",
+        "Mul",
+        n.add("pixels", "MatMul", x, n.constant(np.linspace(-1, 1, 3 * CHANNELS).reshape(CHANNELS, 3))),
+        n.constant(4),
+    )
+    x = n.add("pixels", "Clip", n.add("pixels", "Add", x, n.constant(128)), n.constant(0), n.constant(255))
+    n.add("pixels", "Cast", n.add("pixels", "Round", x), to=TensorProto.UINT8, out="preview")
+
+
 def _start(n: Nodes) -> None:
-    """Table row 0: latents = c·noise[j], and the first model input."""
+    """Table row 0: latents = a·image_latents + c·noise[j], and the first model input."""
     values = n.add("row", "Gather", "table", n.constant(0, np.int32), axis=1)
-    n.add("row", "Mul", _column(n, values, "c"), _draw(n, values), out="latents")
-    nothing = n.add("row", "Mul", _flat_column(n, values, "a"), n.constant(0))
+    fresh = n.add("row", "Mul", _column(n, values, "c"), _draw(n, values))
+    n.add("row", "Add", _part(n, values, "a", "image_latents"), fresh, out="latents")
+    nothing = n.add("row", "Mul", _flat_column(n, values, "c"), n.constant(0))
     n.add("row", "Add", n.add("row", "Cast", nothing, to=TensorProto.INT32), n.constant(1, np.int32), out="row")
     _model_input(n, values, "latents")
 
@@ -223,7 +197,13 @@ def _solver(n: Nodes) -> None:
     kept = n.add("update", "Mul", _column(n, values, "a"), "latents")
     moved = n.add("update", "Add", kept, n.add("update", "Mul", _column(n, values, "d"), e))
     fresh = n.add("update", "Mul", _column(n, values, "c"), _draw(n, values))
-    n.add("update", "Add", moved, fresh, out="next_latents")
+    painted = n.add("update", "Add", moved, fresh)
+    first = n.add("mask", "Gather", "noise", n.constant(0, np.int32), axis=1)
+    known = n.add("mask", "Add", _part(n, values, "u", "image_latents"), _part(n, values, "v", first))
+    kept = n.add("mask", "Mul", n.add("mask", "Sub", n.constant(1), "mask"), known)
+    mixed = n.add("mask", "Add", n.add("mask", "Mul", "mask", painted), kept)
+    everywhere = n.add("mask", "Equal", "mask", n.constant(1))
+    n.add("mask", "Where", everywhere, painted, mixed, out="next_latents")
     after = n.add("row", "Add", "row", n.constant(1, np.int32))
     n.add("row", "Min", after, n.constant(ROWS - 1, np.int32), out="next_row")
     _model_input(n, values, "next_latents")
@@ -236,6 +216,13 @@ def _flat_column(n: Nodes, values: str, column: str) -> str:
 
 def _column(n: Nodes, values: str, column: str) -> str:
     return n.add("row", "Reshape", _flat_column(n, values, column), n.constant([-1, 1, 1, 1], np.int64))
+
+
+def _part(n: Nodes, values: str, column: str, x: str) -> str:
+    """A column times x; 0 where the column is, whatever x is."""
+    factor = _column(n, values, column)
+    none = n.add("part", "Equal", factor, n.constant(0))
+    return n.add("part", "Where", none, n.constant(0), n.add("part", "Mul", factor, x))
 
 
 def _draw(n: Nodes, values: str) -> str:
@@ -269,7 +256,7 @@ def _decoder(n: Nodes) -> None:
 
 _BODIES: dict[str, Callable[[Nodes], None]] = {
     "conditioning": _conditioning, "prologue": _prologue, "start": _start, "denoiser": _denoiser, "solver": _solver,
-    "decoder": _decoder,
+    "decoder": _decoder, "encoder": _encoder, "preview": _preview,
 }  # fmt: skip
 
 

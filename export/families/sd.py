@@ -16,11 +16,12 @@ from transformers import CLIPTextModel
 
 from engine.binding import Axis, Binding, DType, Lifetime, Precision
 from engine.bundle import Defaults, Latents, Limits
-from engine.errors import SourceError
+from engine.errors import SchedulerUnsupported, SourceError
 from engine.wiring import host_wires
 from export.families import Model
 from export.graph import GraphSpec
-from export.solver import COLUMNS, HISTORY, ROWS, own_name
+from export.pictures import Encoder, Preview, fit_preview
+from export.solver import COLUMNS, HISTORY, ROWS, own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
 from export.text_graph import Conditioning
@@ -75,12 +76,29 @@ def open_model(source: Path) -> Model:
             remedy="SDXL and LCM are families of their own, not supported yet.",
         )  # fmt: skip
     try:
+        _check_channels(source, unet, vae)
         return _model(source, unet, text, vae)
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError(
             str(source), actual=f"configs without a usable {error}", allowed="the configs that diffusers saves",
             remedy="Save the pipeline again with diffusers' save_pretrained().",
         ) from error  # fmt: skip
+
+
+def _check_channels(source: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """The UNet takes and makes what the VAE's latents are. Raises SourceError."""
+    taken, latent = unet["in_channels"], vae["latent_channels"]
+    if taken == 9:
+        raise SourceError(
+            str(source / "unet"), actual="an inpainting UNet, which takes 9 channels",
+            allowed=f"one that takes {latent}",
+            remedy="Export the model it was made from: `Request(image=…, mask=…)` inpaints with that.",
+        )  # fmt: skip
+    if (taken, unet.get("out_channels", taken)) != (latent, latent):
+        raise SourceError(
+            str(source / "unet"), actual=f"a UNet of {taken} to {unet.get('out_channels', taken)} channels",
+            allowed=f"the VAE's {latent} latent channels", remedy="Export a text-to-image model.",
+        )  # fmt: skip
 
 
 def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[str, Any]) -> Model:
@@ -103,28 +121,32 @@ def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[s
 
 def default_scheduler(config: dict[str, Any]) -> str:
     """Our name of the model's own scheduler; of one that has no tables the stand-in is told in a warning."""
-    name = own_name(config)
-    if name is None:
+    try:
+        return own_scheduler(config)
+    except SchedulerUnsupported as error:
         warnings.warn(
-            f"the model's scheduler {config.get('_class_name')} has no tables with these settings; "
+            f"the model's scheduler {config.get('_class_name')} has no tables ({error.actual}); "
             f"requests that name none get '{STAND_IN}'", stacklevel=2,
         )  # fmt: skip
-    return name or STAND_IN
+        return STAND_IN
 
 
 def graphs(source: Path, precision: Precision, unet: dict[str, Any], factor: int) -> tuple[GraphSpec, ...]:
-    """The five graphs of one precision, in the order they run in."""
+    """The graphs of one precision, in the order they run in."""
     dtype = TORCH[precision]
     encoder = load(CLIPTextModel, source / "text_encoder", dtype)
     encoder.set_attn_implementation("eager")  # the fused one gives LayerNormalization a float input in fp16
     text = encoder.config
     wire = Wires(NUMPY[precision], unet["in_channels"], factor, unet["cross_attention_dim"])
+    vae = load(AutoencoderKL, source / "vae", dtype)
     modules: dict[str, nn.Module] = {
         "conditioning": Conditioning(encoder, text.max_position_embeddings, text.num_hidden_layers - 1),
+        "encoder": Encoder(vae, dtype),
         "start": Start(dtype),
         "denoiser": Denoiser(load(UNet2DConditionModel, source / "unet", dtype)),
         "solver": Solver(dtype),
-        "decoder": Decoder(load(AutoencoderKL, source / "vae", dtype), dtype),
+        "decoder": Decoder(vae, dtype),
+        "preview": Preview(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32))),
     }
     return tuple(wire.spec(name, module.eval(), precision) for name, module in modules.items())
 
@@ -155,6 +177,8 @@ class Wires:
             "timestep": ("float32", ("rows",), "transient"),
             "noise_pred": (model, ("rows", *latent), "transient"),
             "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+            "image_latents": ("float32", ("samples", *latent), "per_sample"),
+            "preview": ("uint8", ("samples", *latent[1:], 3), "transient"),
         }
         for name in ("latents", "history", "row"):
             entries[f"next_{name}"] = entries[name]
@@ -166,22 +190,25 @@ class Wires:
         }
 
     def spec(self, name: str, module: nn.Module, precision: Precision) -> GraphSpec:
-        """A graph of SIGNATURES with these bindings; start and solver compute in fp32 at every precision."""
+        """A graph of SIGNATURES with these bindings; those of EXACT compute in fp32 at every precision."""
         stage, inputs, outputs = SIGNATURES[name]
-        own: Precision = "fp32" if name in ("start", "solver") else precision
+        own: Precision = "fp32" if name in EXACT else precision
         carried = {n.removeprefix("next_"): n for n in outputs if n.startswith("next_")}
         pick = self.bindings.__getitem__
         return GraphSpec(
             name=name, stage=stage, module=module, precision=own, carried=carried,
-            inputs=tuple(map(pick, inputs)), outputs=tuple(map(pick, outputs)),
+            inputs=tuple(map(pick, inputs)), outputs=tuple(map(pick, outputs)), only_with=ONLY_WITH.get(name, ()),
         )  # fmt: skip
 
 
+EXACT = ("start", "solver", "preview")
+ONLY_WITH: dict[str, tuple[str, ...]] = {"encoder": ("image",)}
 SIGNATURES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "conditioning": ("once", PROMPT, ("encoder_hidden_states",)),
+    "encoder": ("once", ("image", "image_noise"), ("image_latents",)),
     "start": (
         "once",
-        ("table", "noise", "sample_of_row"),
+        ("table", "noise", "image_latents", "sample_of_row"),
         ("latents", "history", "row", "sample", "timestep"),
     ),
     "denoiser": ("loop", ("sample", "timestep", "encoder_hidden_states"), ("noise_pred",)),
@@ -189,9 +216,10 @@ SIGNATURES: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
         "loop",
         (
             "noise_pred", "latents", "history", "row", "table", "noise",
-            "guidance_scale", "cond_row", "uncond_row", "sample_of_row",
+            "guidance_scale", "cond_row", "uncond_row", "sample_of_row", "image_latents", "mask",
         ),
         ("next_latents", "next_history", "next_row", "sample", "timestep"),
     ),
     "decoder": ("final", ("latents",), ("images",)),
+    "preview": ("preview", ("latents",), ("preview",)),
 }  # fmt: skip

@@ -151,7 +151,9 @@ class Backend(Protocol):
         """A buffer for a binding at these dims; the caller keeps it until `close` of the wiring."""
 
     def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:
-        """A launch of the graph on these buffers. Raises ShapeOutsideProfile where no plan covers dims."""
+        """A launch of the graph on these buffers. Raises ShapeOutsideProfile where no plan covers dims, or PlanError
+        where there is none of a graph that a picture can be painted without.
+        """
 
     def capture(self, launches: Sequence[Launch]) -> Launch:
         """One launch that does what these do in order. A backend that can captures them, once they ran plainly, and

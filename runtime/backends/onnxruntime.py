@@ -129,7 +129,7 @@ class OnnxRuntimeBackend:
 
 
 def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
-    """Sessions for every graph of the variant, each file's hash checked first.
+    """Sessions for every graph that a picture needs, the others' when they first run; each file's hash checked first.
 
     options.device: `cpu` (default), `cuda`, `cuda:1`, or a provider's name. Raises BackendUnavailable.
     """
@@ -146,7 +146,8 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> OnnxR
     threads = physical_cores() if options.threads is None else options.threads
     sessions = Sessions(threads, lambda graph, own: _session(ort, verified_graph(folder, bundle, graph), settings, own))
     for graph in graphs:  # what cannot be loaded is told now; a guided picture is two rows
-        sessions.get(graph, parts_of(graph, {"rows": 2, "samples": 1}, threads) if provider == CPU else 1)
+        if not graph.optional:
+            sessions.get(graph, parts_of(graph, {"rows": 2, "samples": 1}, threads) if provider == CPU else 1)
     return OnnxRuntimeBackend(ort, sessions, provider, index, precision)
 
 

@@ -34,7 +34,8 @@ class TensorRTBackend:
     """The engines of a bundle on one GPU. captures: of what it captured, and why not.
 
     A set's engines are loaded by `load_nearest` or when a shape needs them, and stay until close(): each size that lies
-    in another set adds that set's weights to the GPU's memory. All share one scratch.
+    in another set adds that set's weights to the GPU's memory. Those of graphs that a picture can be painted without
+    are loaded apart, when one is first bound. All share one scratch.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class TensorRTBackend:
         plans, profile = found
         names = {binding.name for binding in graph.bindings}
         tensors = {name: cast("DeviceTensor", buffer) for name, buffer in buffers.items() if name in names}
-        return bound_graph(self._loaded(plans), self._gpu, graph, tensors, profile)
+        engines = self._loaded(plans, graph.name if graph.optional else None)
+        return bound_graph(engines, self._gpu, graph, tensors, profile)
 
     def capture(self, launches: Sequence[Launch]) -> Launch:
         """One launch of several: plain once, then captured and replayed; plain for good where that fails."""
@@ -98,10 +100,12 @@ class TensorRTBackend:
         self._engines.clear()
         run_all([self.captures.close, *(one.close for one in engines), self._arena.close, self._gpu.close])
 
-    def _loaded(self, plans: PlanSet) -> Engines:
-        if plans.name not in self._engines:
-            self._engines[plans.name] = Engines(self._dialect, self._gpu, plans.read(), self._arena)
-        return self._engines[plans.name]
+    def _loaded(self, plans: PlanSet, graph: str | None = None) -> Engines:
+        """The engines of a set, or of one of its graphs that are loaded apart. Raises PlanError or ExecutionFailed."""
+        key = plans.name if graph is None else f"{plans.name}, {graph}"
+        if key not in self._engines:
+            self._engines[key] = Engines(self._dialect, self._gpu, plans.read(graph), self._arena)
+        return self._engines[key]
 
     def _outside(self, dims: Dims) -> ShapeOutsideProfile:
         asked = ", ".join(f"{name} {dims[name]}" for name in ("rows", "samples", "width", "height", "tokens"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import BundleInvalid
-from tests.fake_bundle import edit
+from tests.fake_bundle import SIGNATURES, edit
 
-GRAPH = {"conditioning": 0, "start": 1, "denoiser": 2, "solver": 3, "decoder": 4}
+GRAPH = {name: index for index, name in enumerate(SIGNATURES)}
 
 
 def graph(body, name):
@@ -74,10 +74,10 @@ WIRINGS = {
     ),
     "a table of other columns than the file's": (
         lambda b: b["tables"].update(columns=b["tables"]["columns"][:-1]),
-        "on a wire that is float32 (samples, 200, 12)",
+        "on a wire that is float32 (samples, 200, 14)",
     ),
-    "a table of other rows than the file's": (lambda b: b["tables"].update(rows=100), "float32 (samples, 100, 13)"),
-    "other latents than the graphs'": (lambda b: b["latents"].update(channels=16), "'noise'"),
+    "a table of other rows than the file's": (lambda b: b["tables"].update(rows=100), "float32 (samples, 100, 15)"),
+    "other latents than the graphs'": (lambda b: b["latents"].update(channels=16), "'image_noise'"),
     "a carried wire that is no input": (
         lambda b: graph(b, "solver").update(carried={"images": "next_latents"}),
         "carried pair 'images' → 'next_latents'",
@@ -90,10 +90,33 @@ WIRINGS = {
         lambda b: graph(b, "denoiser")["outputs"].append(binding(b, "denoiser", "sample")),
         "'sample' is bound twice",
     ),
-    "a graph twice": (lambda b: b["variants"]["fp32"].insert(2, graph(b, "denoiser")), "'denoiser' is listed twice"),
+    "a graph twice": (
+        lambda b: b["variants"]["fp32"].insert(GRAPH["denoiser"], graph(b, "denoiser")),
+        "'denoiser' is listed twice",
+    ),
     "stages out of order": (lambda b: graph(b, "denoiser").update(stage="final"), "graphs out of order"),
-    "no picture": (lambda b: b["variants"]["fp32"].pop(), "makes 'images' as uint8"),
+    "no picture": (lambda b: b["variants"]["fp32"].pop(GRAPH["decoder"]), "makes 'images' as uint8"),
     "a picture that the loop makes": (lambda b: graph(b, "decoder").update(stage="loop"), "makes 'images' as uint8"),
+    "a graph that waits for what is not the host's": (
+        lambda b: graph(b, "start").update(only_with=["table", "latents"]),
+        "graph 'start' (once): only with wires that are not the host's, or not its own",
+    ),
+    "a graph that waits for what it does not read": (
+        lambda b: graph(b, "encoder").update(only_with=["mask"]),
+        "only with wires that are not the host's, or not its own",
+    ),
+    "a graph that may be left out of a loop": (
+        lambda b: graph(b, "denoiser").update(only_with=["image"]),
+        "graph 'denoiser' (loop): only with",
+    ),
+    "a preview that the loop reads": (
+        lambda b: binding(b, "solver", "mask").update(name="preview"),
+        "nothing feeds its input 'preview'",
+    ),
+    "a preview that is carried": (
+        lambda b: graph(b, "preview").update(carried={"latents": "preview"}),
+        "graph 'preview': carried pairs in a graph that may be left out",
+    ),
     "no graphs at all": (lambda b: b["variants"].update(fp32=[]), "makes 'images' as uint8"),
     "no variants": (lambda b: b["variants"].clear(), "no graphs"),
     "a graph's file that is not listed": (

@@ -11,6 +11,8 @@ from tests.fake_bundle import SHAPES, SIGNATURES, graph
 
 DIMS = {"samples": 2, "rows": 3, "height": 128, "width": 136, "tokens": 77, "draws": 4}
 GRAPHS = [graph(name, "fp32") for name in SIGNATURES]
+LATER = {"image", "image_noise", "preview"}
+"""What only graphs read or make that are bound when they are first needed."""
 
 
 @pytest.fixture
@@ -20,8 +22,8 @@ def backend():
 
 def test_every_wire_has_one_buffer_of_its_shape(backend):
     wiring = Wiring(backend, GRAPHS, DIMS)
-    assert set(wiring.buffers) == set(SHAPES)
-    assert len(backend.allocated) == len(SHAPES)
+    assert set(wiring.buffers) == set(SHAPES) - LATER
+    assert len(backend.allocated) == len(SHAPES) - len(LATER)
     assert wiring.buffers["noise"].shape == (2, 4, 4, 16, 17)
     assert wiring.buffers["history"].array.dtype == np.float32
     assert wiring.buffers["encoder_hidden_states"].shape == (3, 77, 32)

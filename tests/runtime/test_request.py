@@ -17,6 +17,7 @@ from runtime.request import Request
 
 BOUNDED = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 ARRAY = np.zeros((1, 4, 16, 16), np.float32)
+PIXELS = np.full((8, 9, 3), 200, np.uint8)
 HUGE = 10**5000
 """Python refuses to write it in decimal: more than 4300 digits."""
 
@@ -68,6 +69,14 @@ BAD = [
 ]  # fmt: skip
 
 
+PICTURE = "a PIL image, or a uint8 array of (H, W), (H, W, 3) or (H, W, 4)"
+BAD += [
+    *[(field, value, PICTURE) for field in ("image", "mask") for value in ("a.png", 7, [0], ARRAY, PIXELS[0, 0])],
+    *[("strength", value, "a number above 0, to 1") for value in (0, -1, 1.1, math.nan, "1", True, 1j, HUGE, [1])],
+]
+WITH_IMAGE = {"mask": {"image": PIXELS}, "strength": {"image": PIXELS}}
+"""What a field is of no meaning without."""
+
 IDS = [f"{field}-{type(value).__name__}-{k}" for k, (field, value, _) in enumerate(BAD)]
 """Their own, since HUGE has no text."""
 
@@ -75,7 +84,7 @@ IDS = [f"{field}-{type(value).__name__}-{k}" for k, (field, value, _) in enumera
 @pytest.mark.parametrize(("field", "value", "allowed"), BAD, ids=IDS)
 def test_bad_values_are_refused_by_name(field, value, allowed):
     with pytest.raises(RequestInvalid) as caught:
-        Request(**{"prompt": "a cat", field: value})
+        Request(**{"prompt": "a cat", **WITH_IMAGE.get(field, {}), field: value})
     error = caught.value
     assert error.subject == f"request, {field}"
     assert error.allowed == allowed
@@ -117,13 +126,16 @@ GOOD = {
     "emphasis": (True, False),
     "latents": (None, ARRAY),
     "noise": (None, ARRAY[:, :0]),
+    "image": (None, PIXELS, PIXELS[..., 0], PIXELS[:1, :1]),
+    "mask": (None, PIXELS, PIXELS[..., 0]),
+    "strength": (None, 1, 1.0, 5e-324, np.float32(0.5), np.int8(1)),
 }
 
 
 @pytest.mark.parametrize("field", GOOD)
 def test_limits_themselves_are_allowed_and_are_json(field):
     for value in GOOD[field]:
-        request = Request(**{"prompt": "a cat", field: value})
+        request = Request(**{"prompt": "a cat", **WITH_IMAGE.get(field, {}), field: value})
         assert getattr(request, field) is value
         found = json.loads(json.dumps(request.metadata()))[field]
         assert found == (list(value.shape) if isinstance(value, np.ndarray) else value)
@@ -151,7 +163,7 @@ anything = st.one_of(
 def test_anything_is_taken_or_refused_by_name(field, value):
     request = None
     try:
-        request = Request(**{"prompt": "a cat", field: value})
+        request = Request(**{"prompt": "a cat", **WITH_IMAGE.get(field, {}), field: value})
     except RequestInvalid as error:
         refused = error
     if request is None:

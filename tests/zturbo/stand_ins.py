@@ -45,7 +45,8 @@ class FakePipeline:
         total = request.num_inference_steps or 20
         for index in range(1, total + 1):
             if on_step is not None:
-                on_step(SimpleNamespace(index=index, total=total))
+                small = np.full((request.num_images, 2, 2, 3), index, np.uint8)
+                on_step(SimpleNamespace(index=index, total=total, preview=lambda small=small: small))
         arrays = np.full((request.num_images, 16, 16, 3), 128, np.uint8)
         dropped = {"prompt": max(0, len(request.prompt) - 600), "negative_prompt": 0}
         return Result(arrays, {"loop": 0.5, "total": 0.75}, {**request.metadata(), "dropped_tokens": dropped})

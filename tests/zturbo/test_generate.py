@@ -77,6 +77,52 @@ def test_bad_options_are_typed_errors(zturbo, small_bundle, fake_pipeline, tmp_p
     assert not fake_pipeline.requests
 
 
+def test_files_become_the_requests_pictures(zturbo, small_bundle, fake_pipeline, tmp_path):
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(tmp_path / "in.png")
+    Image.new("L", (30, 20), 255).save(tmp_path / "mask.webp")
+    done = zturbo(
+        "generate", small_bundle, "a cat", "--image", "in.png", "--mask", "mask.webp", "--strength", 0.5, "--json"
+    )
+    request = fake_pipeline.requests[0]
+    assert (request.image.size, request.image.getpixel((0, 0)), request.strength) == ((30, 20), (255, 0, 0), 0.5)
+    assert request.mask.size == (30, 20)
+    assert json.loads(done.stdout)["metadata"]["image"] == [20, 30, 3]
+
+
+@pytest.mark.parametrize("option", ["--image", "--mask"])
+def test_files_that_are_no_pictures_are_refused(zturbo, small_bundle, fake_pipeline, tmp_path, monkeypatch, option):
+    good = tmp_path / "good.png"
+    Image.new("RGB", (64, 64)).save(good)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-30])
+    (tmp_path / "folder.png").mkdir()
+    for name in ("nowhere.png", "text.png", "cut.png", "folder.png"):
+        done = zturbo("generate", small_bundle, "a cat", option, name)
+        assert_refused(done, "OptionInvalid")
+        assert f"{option} '{name}': got no picture that can be read" in done.stderr
+    for most in (64 * 64 - 1, 64 * 64 // 3):  # PIL warns of the one and refuses the other
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        done = zturbo("generate", small_bundle, "a cat", option, "good.png")
+        assert_refused(done, "OptionInvalid")
+        assert f"a picture of more than {most} pixels" in done.stderr
+    assert not fake_pipeline.requests
+
+
+def test_a_mask_without_an_image_is_refused(zturbo, small_bundle, fake_pipeline, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png")
+    assert_refused(zturbo("generate", small_bundle, "a cat", "--mask", "mask.png"), "RequestInvalid")
+    assert_refused(zturbo("generate", small_bundle, "a cat", "--strength", 0.5), "RequestInvalid")
+
+
+def test_a_preview_is_there_after_each_step(zturbo, small_bundle, fake_pipeline, tmp_path):
+    zturbo("generate", small_bundle, "a cat", "-n", 3, "--steps", 4, "--preview", "small/now.png")
+    with Image.open(tmp_path / "small" / "now.png") as image:
+        assert image.size == (6, 2)
+        assert image.getpixel((0, 0)) == (4, 4, 4)
+    (tmp_path / "file").write_text("mine")
+    assert_refused(zturbo("generate", small_bundle, "a cat", "--preview", "file/now.png"), "OutputError")
+
+
 @pytest.mark.parametrize("prompt", ["", "x" * 4001, "caf\udce9"], ids=["empty", "long", "not UTF-8"])
 def test_bad_prompts_are_typed_errors(zturbo, small_bundle, fake_pipeline, prompt):
     assert_refused(zturbo("generate", small_bundle, prompt), "RequestInvalid")

@@ -12,6 +12,7 @@ from zturbo.console import Advance, print_json, progress, say
 from zturbo.places import check_writable
 
 if TYPE_CHECKING:
+    from runtime.denoise import Step
     from runtime.images import Result
     from runtime.pipeline import Pipeline
     from runtime.request import Request
@@ -30,6 +31,12 @@ def run(
     clip_skip: Annotated[int | None, typer.Option(help="Last layers of the text encoder to leave out, from 0.")] = None,
     emphasis: Annotated[bool, typer.Option(help="Read (word:1.3), [word] and BREAK; else take them literally.")] = True,
     number: Annotated[int, typer.Option("-n", "--number", help="Images, 1 to 16.")] = 1,
+    image: Annotated[Path | None, typer.Option(help="A picture to begin from; resized to height × width.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where to paint over the image, black where it stays.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="Above 0, to 1; default: 0.8, with a mask 1.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="A PNG file for a small picture after each step.")] = None,
     out: Annotated[Path, typer.Option(help="The folder for the PNG files.")] = Path("out"),
     backend: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or pytorch.")] = "auto",
     precision: Annotated[PlanPrecision | None, typer.Option(help="Default: the backend's own.")] = None,
@@ -41,12 +48,15 @@ def run(
     """Generate pictures for a prompt; each PNG carries the request that made it."""
     from runtime.pipeline import Pipeline
     from runtime.request import Request
+    from zturbo.picture_file import read_picture
 
     request = Request(
         prompt=prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps, seed=seed,
         guidance_scale=guidance, scheduler=scheduler, num_images=number, clip_skip=clip_skip, emphasis=emphasis,
+        image=read_picture("--image", image), mask=read_picture("--mask", mask), strength=strength,
     )  # fmt: skip
-    check_writable(out)
+    for folder in [out] if preview is None else [out, preview.parent]:
+        check_writable(folder)
     with (
         Pipeline.load(
             bundle, backend, precision=precision, device=device, threads=threads, capture=capture
@@ -54,13 +64,23 @@ def run(
         progress() as advance,
     ):
         tell_backend(pipeline)
-        result = generate(pipeline, request, advance)
+        result = generate(pipeline, request, advance, preview=preview)
     tell_result(result.save(out), result, as_json=as_json)
 
 
-def generate(pipeline: Pipeline, request: Request, advance: Advance, phase: str = "denoising") -> Result:
-    """Run one request with a progress bar."""
-    return pipeline.generate(request, on_step=lambda step: advance(phase, step.index, step.total))
+def generate(
+    pipeline: Pipeline, request: Request, advance: Advance, phase: str = "denoising", preview: Path | None = None
+) -> Result:
+    """Run one request with a progress bar. preview: the file that each step's small pictures go to."""
+
+    def on_step(step: Step) -> None:
+        advance(phase, step.index, step.total)
+        if preview is not None:
+            from zturbo.picture_file import save_preview
+
+            save_preview(step.preview(), preview)
+
+    return pipeline.generate(request, on_step)
 
 
 def tell_backend(pipeline: Pipeline) -> None:

@@ -1,0 +1,86 @@
+"""What a VAE does beside decoding: a picture becomes latents, and latents become a small picture without the decoder.
+
+Knows neither how a graph is written nor what becomes of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.binding import Float32Array
+
+SEED = 5
+GRIDS = (1, 2, 4, 8, 16)
+"""Sides of the grids of random values that are laid over each other: latents are smooth, and of all scales."""
+SIDE, COUNT = 16, 12
+"""Latents that the preview is fitted on: COUNT of SIDE × SIDE, 3072 places for 5 unknowns a colour."""
+
+
+class Encoder(nn.Module):
+    """image (samples, H, W, 3) uint8, image_noise (samples, C, H/8, W/8) → image_latents, as image_noise, float32.
+
+    A draw from the VAE's distribution, times scaling_factor: what diffusers' pipelines begin with.
+    """
+
+    def __init__(self, vae: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.vae, self.dtype = vae, dtype
+
+    def forward(self, image: Tensor, image_noise: Tensor) -> Tensor:
+        pixels = image.float() / 255  # TensorRT has uint8 at its borders only: the cast is the first thing
+        x = (2 * pixels - 1).permute(0, 3, 1, 2).to(self.dtype)
+        drawn = self.vae.encode(x, return_dict=False)[0]
+        mean, deviation = drawn.mean.float(), torch.exp(0.5 * drawn.logvar.float())
+        latents: Tensor = (mean + deviation * image_noise) * self.vae.config.scaling_factor
+        return latents
+
+
+class Preview(nn.Module):
+    """latents (samples, C, H/8, W/8) float32 → preview (samples, H/8, W/8, 3) uint8: a pixel for each place.
+
+    fit: makes the (C + 1, 3) weights, whose last row is the bias; called when the module first runs, for it takes a
+    decoder, and who only paints needs none of it.
+    """
+
+    def __init__(self, fit: Callable[[], Float32Array]) -> None:
+        super().__init__()
+        self._fit = fit
+        self._weights: Float32Array | None = None
+
+    def forward(self, latents: Tensor) -> Tensor:
+        if self._weights is None:
+            self._weights = self._fit()
+        weights = torch.from_numpy(self._weights).to(latents.device)
+        pixels = latents.permute(0, 2, 3, 1) @ weights[:-1] + weights[-1]
+        return torch.round(torch.clamp(pixels, 0, 255)).to(torch.uint8)
+
+
+def fit_preview(vae: Any) -> Float32Array:
+    """(C + 1, 3): the linear map from latents to pixels of 0 to 255 that comes closest to what the decoder makes.
+
+    By least squares, over the decoder's pixels of smooth random latents, averaged to one for each place. vae: fp32.
+    """
+    latents = smooth_latents(vae.config.latent_channels)
+    with torch.inference_mode():
+        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        pixels = F.adaptive_avg_pool2d(torch.clamp(images / 2 + 0.5, 0, 1) * 255, SIDE)
+    places = latents.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    wanted = pixels.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    known = np.concatenate([places, np.ones((len(places), 1))], 1)
+    solution: Float32Array = np.linalg.lstsq(known, wanted, rcond=None)[0].astype(np.float32)
+    return solution
+
+
+def smooth_latents(channels: int) -> Tensor:
+    """(COUNT, channels, SIDE, SIDE) float32 of unit variance, the same each time."""
+    rng = np.random.default_rng(SEED)
+    grids = [torch.from_numpy(rng.standard_normal((COUNT, channels, side, side), np.float32)) for side in GRIDS]
+    wide = [F.interpolate(grid, size=(SIDE, SIDE), mode="bilinear", align_corners=False) for grid in grids]
+    total = torch.stack(wide).sum(0)
+    return total / total.std()
