@@ -18,9 +18,10 @@ from runtime.tables import Table, Tables
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """One picture to paint: a request's image `image`, with every default filled in.
+    """One picture to paint, with every default filled in.
 
-    guidance_scale: as the solver takes it. initial: (C, H/8, W/8), noise: (draws, C, H/8, W/8), or None for the seed's.
+    guidance_scale: as the solver takes it. seed, image: what its noise depends on. initial: (C, H/8, W/8), noise:
+    (draws, C, H/8, W/8), or None for the seed's.
     """
 
     prompt: str

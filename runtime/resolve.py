@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.binding import Float32Array
 from engine.bundle import Bundle
 from runtime.batch import Sample
+from runtime.per_image import drawn, noise_key, spread
 from runtime.request import Request, request_invalid
 from runtime.tables import Table, Tables
 from runtime.text import Tokenizer
@@ -16,13 +17,16 @@ from runtime.text import Tokenizer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """A request as one bundle understands it. latent_shape: (C, H/8, W/8)."""
+    """A request as one bundle understands it, random seeds drawn. latent_shape: (C, H/8, W/8).
+
+    guidance_scale: one value, or a tuple of one per image.
+    """
 
     request: Request
     height: int
     width: int
     steps: int
-    guidance_scale: float
+    guidance_scale: float | tuple[float, ...]
     scheduler: str
     latent_shape: tuple[int, int, int]
     samples: tuple[Sample, ...]
@@ -31,11 +35,14 @@ class Resolved:
         """What was asked with every default filled in, and how many tokens of the prompts were cut off."""
         filled = {
             "height": self.height, "width": self.width, "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale, "scheduler": self.scheduler,
+            "guidance_scale": self._guidance_json(), "scheduler": self.scheduler,
         }  # fmt: skip
         texts = {"prompt": self.request.prompt, "negative_prompt": self.request.negative_prompt}
         dropped = {name: tokenizer.dropped_tokens(text) for name, text in texts.items()}
         return {**self.request.metadata(), **filled, "dropped_tokens": dropped}
+
+    def _guidance_json(self) -> float | list[float]:
+        return list(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
 
 
 def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list[Resolved]:
@@ -54,25 +61,33 @@ def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list
 
 
 def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
+    if (seed := drawn(request.seed)) != request.seed:
+        request = replace(request, seed=seed)
     defaults, factor = bundle.defaults, bundle.latents.factor
     height = _size("height", request.height, defaults.height, bundle)
     width = _size("width", request.width, defaults.width, bundle)
     steps = defaults.num_inference_steps if request.num_inference_steps is None else int(request.num_inference_steps)
-    guidance = defaults.guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
+    guidance = _guidance(defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale)
     scheduler = defaults.scheduler if request.scheduler is None else request.scheduler
     table = tables.get(scheduler, steps)
     shape = (bundle.latents.channels, height // factor, width // factor)
     _check_shape("latents", request.latents, (request.num_images, *shape))
     _check_shape("noise", request.noise, (request.num_images, table.draws - 1, *shape))
-    samples = tuple(_sample(request, image, table, guidance, bundle) for image in range(request.num_images))
+    scales = enumerate(spread(guidance, request.num_images))
+    samples = tuple(_sample(request, image, table, scale, bundle) for image, scale in scales)
     return Resolved(request, height, width, steps, guidance, scheduler, shape, samples)
 
 
+def _guidance(value: float | Sequence[float]) -> float | tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
+
+
 def _sample(request: Request, image: int, table: Table, guidance: float, bundle: Bundle) -> Sample:
+    seed, counter = noise_key(request.seed, image)
     return Sample(
         prompt=request.prompt, negative_prompt=request.negative_prompt, table=table,
         guidance_scale=guidance + bundle.guidance_offset, guided=guidance + bundle.guidance_offset > 1,
-        seed=int(request.seed), image=image,
+        seed=seed, image=counter,
         initial=None if request.latents is None else request.latents[image],
         noise=None if request.noise is None else request.noise[image],
     )  # fmt: skip
