@@ -69,9 +69,10 @@ def known_keys(values: object, known: Collection[str], place: Place) -> dict[str
         )
     for key in values:
         if not isinstance(key, str) or key not in known:
-            near = get_close_matches(key[:100], known, n=1, cutoff=0.5) if isinstance(key, str) else []
+            word = key if isinstance(key, str) and key[:60].isidentifier() else _shown(key)
+            near = get_close_matches(word[:60], known, n=1, cutoff=0.5)
             raise ConfigInvalid(
-                str(place.below(_shown(key).strip("'"))), actual="an unknown key", allowed=", ".join(known),
+                str(place.below(word[:60])), actual="an unknown key", allowed=", ".join(known),
                 remedy=f"Did you mean '{near[0]}'?" if near else "Take it out.",
             )  # fmt: skip
     return dict(values)
