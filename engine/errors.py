@@ -4,7 +4,8 @@
     ├── InvalidInput            what a caller passed is wrong (also a ValueError); the CLI exits with 2
     │   ├── RequestInvalid      a field of a Request
     │   ├── ProfileInvalid      a profile's text
-    │   └── OptionInvalid       an option of a command or of load(), export(), build()
+    │   ├── OptionInvalid       an option of a command or of load(), export(), build()
+    │   └── ConfigInvalid       a config file, or a value in one
     ├── SourceError             the model to export: missing, unreadable, not supported
     │   └── SchedulerUnsupported
     ├── ExportMismatch          an exported graph does not compute what its module computes
@@ -61,6 +62,10 @@ class ProfileInvalid(InvalidInput):
 
 class OptionInvalid(InvalidInput):
     """An option of a command, of load(), export() or build() has a value that is not allowed."""
+
+
+class ConfigInvalid(InvalidInput):
+    """A config file cannot be read, or a key in it is unknown or has a value that is not allowed."""
 
 
 class SourceError(ZturboError):

@@ -20,11 +20,11 @@ from runtime.text import Prompt, Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """One picture to paint: a request's image `image`, with every default filled in.
+    """One picture to paint, with every default filled in.
 
-    clip_skip: as diffusers counts it. guidance_scale: as the solver takes it. initial: (C, H/8, W/8), noise: (draws, C,
-    H/8, W/8), or None for the seed's. pixels: (H, W, 3) uint8 of the image to begin from, or None. mask: (1, H/8, W/8),
-    or None to paint everywhere.
+    clip_skip: as diffusers counts it. guidance_scale: as the solver takes it. seed, image: what its noise depends on.
+    initial: (C, H/8, W/8), noise: (draws, C, H/8, W/8), or None for the seed's. pixels: (H, W, 3) uint8 of the image to
+    begin from, or None. mask: (1, H/8, W/8), or None to paint everywhere.
     """
 
     prompt: str
@@ -141,24 +141,28 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def split(samples: Sequence[Sample], row_counts: Collection[int]) -> list[tuple[Sample, ...]]:
+def split(
+    samples: Sequence[Sample], row_counts: Collection[int], most_samples: int | None = None
+) -> list[tuple[Sample, ...]]:
     """Consecutive groups of samples, each of a number of rows that is allowed; a sample is never cut in two,
     and their order stays, though another might need fewer groups: pictures come back as they were asked for.
+    most_samples: how many a group has at the most; None leaves that to the rows.
 
     As few groups as can be, and of those divisions the most even one. Where no division is allowed, groups that do not
     exceed the most rows: whoever binds them says what is wrong.
     """
-    return _division(samples, row_counts) or _division(samples, range(1, max(*row_counts, 2) + 1))
+    width = len(samples) if most_samples is None else most_samples
+    return _division(samples, row_counts, width) or _division(samples, range(1, max(*row_counts, 2) + 1), width)
 
 
-def _division(samples: Sequence[Sample], row_counts: Collection[int]) -> list[tuple[Sample, ...]]:
+def _division(samples: Sequence[Sample], row_counts: Collection[int], width: int) -> list[tuple[Sample, ...]]:
     """The groups, found from the last sample to the first; none where no division is allowed."""
     count, most = len(samples), max(row_counts)
     # Of the samples from each on: how many groups, minus the rows of the least one, minus where the first one ends.
     best: list[tuple[int, int, int] | None] = [None] * count + [(0, -most, -count)]
     for begin in reversed(range(count)):
         rows = 0
-        for end in range(begin + 1, count + 1):
+        for end in range(begin + 1, min(begin + width, count) + 1):
             rows += samples[end - 1].rows
             after = best[end]
             if rows > most:

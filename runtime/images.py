@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from engine.errors import OptionInvalid, OutputError
+from runtime.per_image import of_one_image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,9 +37,14 @@ class Result:
         """The pictures as PIL images."""
         return [Image.fromarray(array) for array in self.arrays]
 
+    def metadata_of(self, image: int) -> dict[str, Any]:
+        """The metadata of one picture: that of a request whose image `image` it is."""
+        return of_one_image(self.metadata, image)
+
     def save(self, folder: Path | str, stem: str = "image") -> list[Path]:
         """Write each picture to folder/<stem>-<number>.png with its request in the PNG's `zturbo` text; their paths.
 
+        A PNG's text is metadata_of its picture: where seeds or guidance scales are one per image, it has its own.
         Numbers go on after the highest there is, so nothing is overwritten, not by another process at the same time
         either. A file appears whole or not at all. Raises OutputError, or OptionInvalid where stem is no file name.
         """
@@ -48,7 +54,7 @@ class Result:
             folder.mkdir(parents=True, exist_ok=True)
             number = _next_number(folder, stem)
             for index, image in enumerate(self.images):
-                with _partial_png(image, folder, {**self.metadata, "image": index}) as partial:
+                with _partial_png(image, folder, self.metadata_of(index)) as partial:
                     while not _took_name(partial, folder / f"{stem}-{number}.png"):
                         number += 1
                 paths.append(folder / f"{stem}-{number}.png")

@@ -36,15 +36,18 @@ OnStep = Callable[[Step], None]
 STAGES = ("conditioning", "loop", "decode", "total")
 MAX_THREADS = 1024
 MAX_CACHE_MIB = 1 << 20
+MAX_BATCH_SIZE = 1024
 
 
 class Pipeline:
     """A bundle on a backend. One thread generates at a time; others wait. Use `with`, or call close()."""
 
     def __init__(
-        self, folder: Path, bundle: Bundle, backend: Backend, verdicts: Sequence[Verdict] = (), cache_mib: int = 256
-    ) -> None:
+        self, folder: Path, bundle: Bundle, backend: Backend, verdicts: Sequence[Verdict] = (), cache_mib: int = 256,
+        max_batch_size: int | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.bundle, self.backend, self.verdicts = folder, bundle, backend, tuple(verdicts)
+        self.max_batch_size = max_batch_size
         self._tokenizer, self._tables = Tokenizer(folder, bundle), Tables(folder, bundle)
         self._wirings, self._conditioning = Wirings(self._wire), ConditioningCache(cache_mib << 20)
         self._lock, self._closed = threading.Lock(), False
@@ -61,12 +64,14 @@ class Pipeline:
         threads: int | None = None,
         capture: bool = True,
         cache_mib: int = 256,
+        max_batch_size: int | None = None,
     ) -> Pipeline:
         """Open a bundle. backend: `auto` takes the first that can run here; `verdicts` says why not the ones before.
 
         precision: `fp32`, `fp16`, or `bf16` where there are plans of it; device: the backend's word for it; threads:
         CPU threads inside a graph. capture: False for plain launches on a backend that captures the loop. cache_mib:
-        the most that the conditioning of earlier prompts may occupy; 0 keeps none. What a backend loads for a size, as
+        the most that the conditioning of earlier prompts may occupy; 0 keeps none. max_batch_size: the most pictures
+        that are painted at a time; left out, as many as the backend takes. What a backend loads for a size, as
         TensorRT a set of engines, stays until close().
         Raises BundleError, OptionInvalid or BackendUnavailable.
         """
@@ -78,10 +83,12 @@ class Pipeline:
         if threads is not None:
             _check_count("threads", threads, 1, MAX_THREADS, "Leave it out for all cores.")
         _check_count("cache_mib", cache_mib, 0, MAX_CACHE_MIB, "0 keeps no conditioning.")
+        if max_batch_size is not None:
+            _check_count("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE, "Leave it out for the backend's own.")
         options = BackendOptions(precision=precision, device=device, threads=threads, capture=bool(capture))
         opened, verdicts = open_backend(backend, folder, bundle, options)
         try:
-            return cls(folder, bundle, opened, verdicts, cache_mib)
+            return cls(folder, bundle, opened, verdicts, cache_mib, max_batch_size)
         except BaseException:
             opened.close()
             raise
@@ -135,7 +142,7 @@ class Pipeline:
         batches = []
         for tokens, indices in lengths.items():
             counts = self.backend.row_counts(first.height, first.width, tokens)
-            groups = split([samples[index] for index in indices], counts)
+            groups = split([samples[index] for index in indices], counts, self.max_batch_size)
             batches += [Batch(group, first.latent_shape, first.height, first.width, tokens) for group in groups]
         for batch in batches:
             self._wirings.get(batch.dims).prepare([IMAGE] if batch.has_images else [])

@@ -5,6 +5,7 @@ Knows the limits that hold for every model; those of one bundle are the pipeline
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from engine.binding import Float32Array
 from engine.errors import RequestInvalid
+from runtime.per_image import RANDOM, image_count, per_image
 from runtime.pictures import Picture, check_mask, check_picture
 
 MAX_PROMPT_CHARACTERS = 4000
@@ -32,7 +34,10 @@ class Request:
     prompt: 1 to 4000 characters. negative_prompt: up to 4000; only a guided request (guidance_scale > 1) uses it.
     emphasis: False takes both texts literally, without (word:1.3), [word] and BREAK (runtime/prompt.py).
     clip_skip: how many of the text encoder's last layers are left out; the web UIs' "2" is 1 here.
-    height, width: pixels. seed: 0 to 2⁶³ − 1; image i's noise depends on (seed, i) alone.
+    height, width: pixels. seed: 0 to 2⁶³ − 1, and image i's noise depends on (seed, i) alone; or one per image, whose
+    noise is that of (seedᵢ, 0). -1 is a random one, drawn when the request is painted; the result's metadata tells it.
+    guidance_scale: one value, or one per image. num_images: left out, as many as there are seeds or guidance scales, or
+    1; always an int once the request is made, as sequences are tuples then.
     latents: (num_images, C, H/8, W/8), float32, standard normal, the initial noise instead of the seed's.
     noise: (num_images, draws, C, H/8, W/8), float32, what the scheduler's steps draw, instead of the seed's.
     image: what to begin from, a PIL image or a uint8 array of (H, W), (H, W, 3) or (H, W, 4), of any size: it is turned
@@ -48,11 +53,11 @@ class Request:
     height: int | None = None
     width: int | None = None
     num_inference_steps: int | None = None
-    guidance_scale: float | None = None
+    guidance_scale: float | Sequence[float] | None = None
     scheduler: str | None = None
     eta: float | None = None
-    seed: int = 0
-    num_images: int = 1
+    seed: int | Sequence[int] = 0
+    num_images: int = None  # type: ignore[assignment]  # only until __post_init__
     clip_skip: int | None = None
     emphasis: bool = True
     latents: Float32Array | None = None
@@ -67,12 +72,11 @@ class Request:
         for name in ("height", "width"):
             _check_integer(name, getattr(self, name), 1, 1 << 16, optional=True)
         _check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS, optional=True)
-        _check_integer("seed", self.seed, 0, MAX_SEED)
-        _check_integer("num_images", self.num_images, 1, MAX_IMAGES)
+        _check_integer("num_images", self.num_images, 1, MAX_IMAGES, optional=True)
+        self._settle_images()
         _check_integer("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP, optional=True)
         if not isinstance(self.emphasis, bool):
             raise request_invalid("emphasis", _shown(self.emphasis), "True or False", "False takes prompts literally.")
-        _check_guidance(self.guidance_scale)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
             raise request_invalid(
                 "scheduler", _shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`."
@@ -82,6 +86,15 @@ class Request:
             _check_array(name, getattr(self, name))
         _check_pictures(self.image, self.mask, self.strength)
 
+    def _settle_images(self) -> None:
+        """Sequences become tuples, so that nobody changes them later, and num_images an integer."""
+        settled: dict[str, Any] = {"seed": per_image("seed", self.seed, _check_seed, MAX_IMAGES)}
+        if self.guidance_scale is not None:
+            settled["guidance_scale"] = per_image("guidance_scale", self.guidance_scale, _check_guidance, MAX_IMAGES)
+        settled["num_images"] = image_count(self.num_images, settled)
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
     def metadata(self) -> dict[str, Any]:
         """The request as JSON types; arrays are named by their shapes."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -89,6 +102,8 @@ class Request:
 
 
 def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(one) for one in value]
     if isinstance(value, np.ndarray):
         return list(value.shape)
     if isinstance(value, Image.Image):
@@ -116,9 +131,11 @@ def _check_integer(name: str, value: object, low: int, high: int, *, optional: b
         raise request_invalid(name, _shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
 
 
+def _check_seed(value: object) -> None:
+    _check_integer("seed", value, RANDOM, MAX_SEED)
+
+
 def _check_guidance(value: object) -> None:
-    if value is None:
-        return
     number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
     if not number or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[operator]
         allowed = f"a finite number from 0 to {MAX_GUIDANCE:g}"

@@ -10,6 +10,7 @@ from engine.binding import Float32Array
 from engine.bundle import Bundle
 from engine.wiring import IMAGE
 from runtime.batch import Sample
+from runtime.per_image import drawn, noise_key, spread
 from runtime.pictures import image_pixels, latent_mask
 from runtime.request import Request, request_invalid
 from runtime.strength import begin_of, starts_from_noise, strength_of
@@ -19,13 +20,16 @@ from runtime.text import Tokenizer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """A request as one bundle understands it. latent_shape: (C, H/8, W/8). strength: None without an image."""
+    """A request as one bundle understands it, random seeds drawn. latent_shape: (C, H/8, W/8).
+
+    guidance_scale: one value, or a tuple of one per image. strength: None without an image.
+    """
 
     request: Request
     height: int
     width: int
     steps: int
-    guidance_scale: float
+    guidance_scale: float | tuple[float, ...]
     scheduler: str
     clip_skip: int
     strength: float | None
@@ -36,12 +40,15 @@ class Resolved:
         """What was asked with every default filled in, and how many tokens of the prompts were dropped."""
         filled = {
             "height": self.height, "width": self.width, "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale, "scheduler": self.scheduler, "clip_skip": self.clip_skip,
+            "guidance_scale": self._guidance_json(), "scheduler": self.scheduler, "clip_skip": self.clip_skip,
             "strength": self.strength,
         }  # fmt: skip
         texts = {"prompt": self.request.prompt, "negative_prompt": self.request.negative_prompt}
         dropped = {name: tokenizer.dropped_tokens(text, self.request.emphasis) for name, text in texts.items()}
         return {**self.request.metadata(), **filled, "dropped_tokens": dropped}
+
+    def _guidance_json(self) -> float | list[float]:
+        return list(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
 
 
 def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list[Resolved]:
@@ -60,11 +67,13 @@ def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list
 
 
 def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
+    if (seed := drawn(request.seed)) != request.seed:
+        request = replace(request, seed=seed)
     defaults, factor = bundle.defaults, bundle.latents.factor
     height = _size("height", request.height, defaults.height, bundle)
     width = _size("width", request.width, defaults.width, bundle)
     steps = defaults.num_inference_steps if request.num_inference_steps is None else int(request.num_inference_steps)
-    guidance = defaults.guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
+    guidance = _guidance(defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale)
     scheduler = defaults.scheduler if request.scheduler is None else request.scheduler
     eta = None if request.eta is None else float(request.eta)
     strength = strength_of(request)
@@ -77,18 +86,24 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
     _check_shape("noise", request.noise, (request.num_images, table.draws - 1, *shape))
     pixels = None if request.image is None else image_pixels(request.image, height, width)
     mask = None if request.mask is None else latent_mask(request.mask, height, width, factor)
-    plain = [_sample(request, image, table, guidance, bundle) for image in range(request.num_images)]
+    scales = enumerate(spread(guidance, request.num_images))
+    plain = [_sample(request, image, table, scale, bundle) for image, scale in scales]
     samples = tuple(replace(sample, pixels=pixels, mask=mask) for sample in plain)
     clip_skip = _clip_skip(request, bundle)
     return Resolved(request, height, width, steps, guidance, table.name, clip_skip, strength, shape, samples)
 
 
+def _guidance(value: float | Sequence[float]) -> float | tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
+
+
 def _sample(request: Request, image: int, table: Table, guidance: float, bundle: Bundle) -> Sample:
+    seed, counter = noise_key(request.seed, image)
     return Sample(
         prompt=request.prompt, negative_prompt=request.negative_prompt, emphasis=request.emphasis,
         clip_skip=_clip_skip(request, bundle), table=table,
         guidance_scale=guidance + bundle.guidance_offset, guided=guidance + bundle.guidance_offset > 1,
-        seed=int(request.seed), image=image,
+        seed=seed, image=counter,
         initial=None if request.latents is None else request.latents[image],
         noise=None if request.noise is None else request.noise[image],
     )  # fmt: skip

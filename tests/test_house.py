@@ -47,7 +47,12 @@ def test_top_packages_are_typed(root, name):
     assert (root / name / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("statement", ["import zturbo, runtime", "from zturbo import Pipeline, Request, Result"])
+@pytest.mark.parametrize("names", ["Pipeline, Request, Result", "Config, ConfigWarning, Generator, load_config"])
+def test_names_are_light(root, names):
+    test_imports_are_light(root, f"from zturbo import {names}")
+
+
+@pytest.mark.parametrize("statement", ["import zturbo, runtime"])
 def test_imports_are_light(root, statement):
     code = f"{statement}; import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
@@ -73,7 +78,8 @@ def test_a_picture_is_painted_and_saved_without_a_heavy_library(tiny_bundle, roo
 def test_the_public_api_is_what_all_says():
     import zturbo
 
-    assert zturbo.__all__ == ["Pipeline", "Request", "Result", "ZturboError"]
+    names = ["Config", "ConfigWarning", "Generator", "Pipeline", "Request", "Result", "ZturboError", "load_config"]
+    assert zturbo.__all__ == names
     for name in zturbo.__all__:
         assert getattr(zturbo, name).__name__ == name
         assert name in dir(zturbo)

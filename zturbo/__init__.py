@@ -13,15 +13,23 @@ if TYPE_CHECKING:
     from runtime.images import Result as Result
     from runtime.pipeline import Pipeline as Pipeline
     from runtime.request import Request as Request
+    from zturbo.config import Config as Config
+    from zturbo.config import load_config as load_config
+    from zturbo.generator import Generator as Generator
+    from zturbo.older_config import ConfigWarning as ConfigWarning
 
 _HOMES = {
+    "Config": "zturbo.config",
+    "ConfigWarning": "zturbo.older_config",
+    "Generator": "zturbo.generator",
     "Pipeline": "runtime.pipeline",
     "Request": "runtime.request",
     "Result": "runtime.images",
     "ZturboError": "engine.errors",
+    "load_config": "zturbo.config",
 }
 
-__all__ = ["Pipeline", "Request", "Result", "ZturboError"]
+__all__ = ["Config", "ConfigWarning", "Generator", "Pipeline", "Request", "Result", "ZturboError", "load_config"]
 
 
 def __getattr__(name: str) -> object:

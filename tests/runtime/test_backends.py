@@ -132,6 +132,13 @@ def test_threads_that_mean_nothing(backends, bundle_folder, threads):
     assert not backends.asked
 
 
+@pytest.mark.parametrize("most", [0, -1, 1025, True, 1.0, "4", np.int64(4)])
+def test_batches_that_mean_nothing(backends, bundle_folder, most):
+    with pytest.raises(OptionInvalid) as caught:
+        Pipeline.load(bundle_folder, max_batch_size=most)
+    assert (caught.value.subject, caught.value.allowed) == ("max_batch_size", "1 to 1024")
+
+
 @pytest.mark.parametrize("cache_mib", [-1, (1 << 20) + 1, None, True, 1.0, "4", np.int64(4)])
 def test_caches_that_mean_nothing(backends, bundle_folder, cache_mib):
     with pytest.raises(OptionInvalid) as caught:

@@ -8,16 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.bundle import load_bundle
 from engine.errors import ShapeOutsideProfile
 from runtime.batch import split
+from runtime.pipeline import Pipeline
 from runtime.request import Request
+from tests.fake_backend import FakeBackend
 
 BOUNDED = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 
 
-def rows(sizes, counts):
+def rows(sizes, counts, most_samples=None):
     """The rows of each group of samples of these sizes."""
-    groups = split([SimpleNamespace(rows=size) for size in sizes], counts)
+    groups = split([SimpleNamespace(rows=size) for size in sizes], counts, most_samples)
     return [sum(sample.rows for sample in group) for group in groups]
 
 
@@ -38,6 +41,20 @@ def rows(sizes, counts):
 )
 def test_groups_are_few_and_even_and_allowed(sizes, counts, expected):
     assert rows(sizes, counts) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "most", "expected"),
+    [
+        ([2] * 4, range(1, 9), 1, [2, 2, 2, 2]),
+        ([2] * 5, range(1, 9), 3, [6, 4]),
+        ([1] * 8, range(1, 9), 4, [4, 4]),
+        ([1] * 3, range(1, 9), 1024, [3]),
+        ([2] * 4, [8], 2, [4, 4]),  # a profile for more pictures than are wanted at a time: whoever binds says so
+    ],
+)
+def test_a_group_has_no_more_samples_than_are_wanted(sizes, counts, most, expected):
+    assert rows(sizes, counts, most) == expected
 
 
 def test_where_no_division_is_allowed_groups_are_still_small_enough(make_pipeline):
@@ -78,3 +95,11 @@ def test_a_rest_too_small_for_a_profile_is_painted(make_pipeline):
     images = pipeline.generate(Request(prompt="a cat", num_images=9, num_inference_steps=1)).arrays
     alone = make_pipeline().generate(Request(prompt="a cat", num_images=9, num_inference_steps=1)).arrays
     assert (images == alone).all()
+
+
+def test_no_more_pictures_at_a_time_than_are_wanted(pipeline, bundle_folder):
+    careful = Pipeline(bundle_folder, load_bundle(bundle_folder), FakeBackend(), max_batch_size=3)
+    request = Request(prompt="a cat", num_images=7, num_inference_steps=2, guidance_scale=1)
+    assert (careful.generate(request).arrays == pipeline.generate(request).arrays).all()
+    assert {dims["samples"] for dims in careful.backend.allocated} == {2, 3}
+    assert {dims["samples"] for dims in pipeline.backend.allocated} == {7}

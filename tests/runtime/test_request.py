@@ -25,18 +25,22 @@ INTEGERS = {
     "height": "an integer from 1 to 65536",
     "width": "an integer from 1 to 65536",
     "num_inference_steps": "an integer from 1 to 100",
-    "seed": "an integer from 0 to 9223372036854775807",
+    "seed": "an integer from -1 to 9223372036854775807",
     "num_images": "an integer from 1 to 16",
     "clip_skip": "an integer from 0 to 1000",
 }
-NO_INTEGERS = (True, False, np.True_, 1.0, np.float32(1), "1", b"1", [1], math.nan, Decimal(1), 1j, -1, HUGE, -HUGE)
+NO_INTEGERS = (True, False, np.True_, 1.0, np.float32(1), "1", b"1", {1}, math.nan, Decimal(1), 1j, -2, HUGE, -HUGE)
+MANY = "one value, or 1 to 16: one per image"
 TEXT = "text of {} to 4000 characters"
 BAD = [
     *[(field, value, allowed) for field, allowed in INTEGERS.items() for value in NO_INTEGERS],
     *[(field, 0, allowed) for field, allowed in INTEGERS.items() if field not in ("seed", "clip_skip")],
     ("clip_skip", 1001, INTEGERS["clip_skip"]),
     *[("emphasis", value, "True or False") for value in (None, 0, 1, "no", np.True_)],
-    *[(field, None, INTEGERS[field]) for field in ("seed", "num_images")],
+    ("seed", None, INTEGERS["seed"]),
+    *[("seed", [3, value], INTEGERS["seed"]) for value in (*NO_INTEGERS, None, [1])],
+    *[("seed", value, MANY) for value in ([], (), range(0), range(17), range(10**30), [1] * 17)],
+    *[(field, [1], INTEGERS[field]) for field in INTEGERS if field != "seed"],
     ("height", 1 << 17, INTEGERS["height"]),
     ("width", np.int64(1 << 17), INTEGERS["width"]),
     ("num_inference_steps", 101, INTEGERS["num_inference_steps"]),
@@ -47,9 +51,11 @@ BAD = [
         ("guidance_scale", value, "a finite number from 0 to 50")
         for value in (
             -1e-9, -1, 50.001, 51, math.nan, math.inf, -math.inf, np.float32("nan"), np.float16("inf"), True, np.False_,
-            "5", b"5", [5.0], 5j, Decimal(5), 10**400, HUGE, np.array([5.0]),
+            "5", b"5", {5.0}, 5j, Decimal(5), 10**400, HUGE, np.array([5.0]), [5.0, math.nan], [None], [True], [[5.0]],
+            ("5",), [5, -1],
         )
     ],
+    *[("guidance_scale", value, MANY) for value in ([], (), [5.0] * 17)],
     *[("prompt", value, TEXT.format(1)) for value in ("", "x" * 4001, None, b"a cat", 7, ["a cat"], "\ud800")],
     *[("negative_prompt", value, TEXT.format(0)) for value in ("x" * 4001, None, b"blurry", 7, "\udcff", "a\udfff")],
     *[("scheduler", value, "a scheduler's name") for value in (7, b"euler", ["euler"])],
@@ -97,7 +103,8 @@ def test_bad_values_are_refused_by_name(field, value, allowed):
 
 
 GOT = [
-    ("seed", -1, "-1"), ("guidance_scale", math.nan, "nan"), ("num_images", True, "True"), ("height", "256", "'256'"),
+    ("seed", -2, "-2"), ("seed", [1, -2], "-2"), ("guidance_scale", math.nan, "nan"), ("num_images", True, "True"),
+    ("height", "256", "'256'"),
     ("scheduler", 7, "7"), ("seed", HUGE, "int of thousands of digits"), ("prompt", None, "NoneType"),
     ("prompt", "", "0 characters"), ("prompt", "x" * 4001, "4001 characters"), ("latents", [0.0], "list"),
     ("prompt", "\ud800", "text that is not UTF-8"), ("noise", ARRAY.astype(np.float64), "float64 array"),
@@ -118,9 +125,9 @@ GOOD = {
     "height": (None, 1, 65536, np.int16(256), np.uint64(8)),
     "width": (None, 1, 65536),
     "num_inference_steps": (None, 1, 100, np.int8(7), np.uint8(100)),
-    "guidance_scale": (None, 0, 50, 0.0, 50.0, np.float16(7.5), np.float64(1), np.int32(3), 5e-324),
+    "guidance_scale": (None, 0, 50, 0.0, 50.0, np.float16(7.5), np.float64(1), np.int32(3), 5e-324, (1, 7.5)),
     "scheduler": (None, "euler", "anything: the bundle knows"),
-    "seed": (0, 2**63 - 1, np.uint64(2**63 - 1), np.int8(1)),
+    "seed": (0, 2**63 - 1, np.uint64(2**63 - 1), np.int8(1), -1, (3, 5, -1)),
     "num_images": (1, 16, np.int64(2)),
     "clip_skip": (None, 0, 1000, np.int8(2)),
     "emphasis": (True, False),
@@ -132,13 +139,48 @@ GOOD = {
 }
 
 
+def expected_json(value):
+    if isinstance(value, np.ndarray):
+        return list(value.shape)
+    return list(value) if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize("field", GOOD)
 def test_limits_themselves_are_allowed_and_are_json(field):
     for value in GOOD[field]:
         request = Request(**{"prompt": "a cat", **WITH_IMAGE.get(field, {}), field: value})
-        assert getattr(request, field) is value
+        assert getattr(request, field) is value or (isinstance(value, tuple) and getattr(request, field) == value)
         found = json.loads(json.dumps(request.metadata()))[field]
-        assert found == (list(value.shape) if isinstance(value, np.ndarray) else value)
+        assert found == expected_json(value)
+
+
+def test_sequences_become_tuples_and_say_how_many_images():
+    seeds = [3, np.int64(5), 9]
+    request = Request(prompt="a cat", seed=seeds)
+    seeds.append(11)
+    assert (request.seed, request.num_images) == ((3, 5, 9), 3)
+    assert Request(prompt="a cat", seed=range(4)).seed == (0, 1, 2, 3)
+    assert Request(prompt="a cat", guidance_scale=[3, 7.5]).num_images == 2
+    assert Request(prompt="a cat", seed=[3, 5], guidance_scale=[3, 7.5], num_images=2).num_images == 2
+    assert Request(prompt="a cat", seed=[-1] * 16).num_images == 16
+    assert Request(prompt="a cat").num_images == Request(prompt="a cat", num_images=None).num_images == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "subject", "actual", "allowed"),
+    [
+        ({"seed": [3, 5], "num_images": 3}, "seed", "2 of them", "3 (num_images)"),
+        ({"seed": [3], "num_images": 2}, "seed", "1 of them", "2 (num_images)"),
+        ({"guidance_scale": [3.0, 5.0], "num_images": 1}, "guidance_scale", "2 of them", "1 (num_images)"),
+        ({"guidance_scale": [3.0, 5.0], "seed": [1, 2, 3]}, "guidance_scale", "2 of them", "3 (seed)"),
+    ],
+)
+def test_there_is_one_per_image(fields, subject, actual, allowed):
+    with pytest.raises(RequestInvalid) as caught:
+        Request(prompt="a cat", **fields)
+    error = caught.value
+    assert (error.subject, error.actual) == (f"request, {subject}", actual)
+    assert error.allowed == f"one value, or one per image: {allowed}"
 
 
 def test_every_field_was_tried():
@@ -153,8 +195,9 @@ def test_a_request_is_frozen():
 
 anything = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(), max_size=8), st.binary(max_size=4),
-    st.complex_numbers(), st.lists(st.integers(), max_size=2), st.just(ARRAY), st.integers(-128, 127).map(np.int8),
-    st.integers(0, 2**64 - 1).map(np.uint64), st.floats(width=32).map(np.float32),
+    st.complex_numbers(), st.lists(st.integers() | st.floats(), max_size=2), st.just(ARRAY),
+    st.integers(-128, 127).map(np.int8), st.integers(0, 2**64 - 1).map(np.uint64),
+    st.floats(width=32).map(np.float32),
 )  # fmt: skip
 
 

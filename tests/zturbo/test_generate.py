@@ -63,7 +63,8 @@ def test_stderr_names_the_backend_and_why_not_the_others(zturbo, small_bundle, f
 
 BAD_OPTIONS = {
     "steps": ("--steps", 0), "many steps": ("--steps", 101), "nan": ("--guidance", "nan"), "inf": ("--guidance", "inf"),
-    "guidance": ("--guidance", -1), "seed": ("--seed", -1), "big seed": ("--seed", 2**63), "none": ("-n", 0),
+    "guidance": ("--guidance", -1), "seed": ("--seed", -2), "big seed": ("--seed", 2**63), "none": ("-n", 0),
+    "one bad of many": ("--seed", "3,-2"), "two guidances, three images": ("--guidance", "3,5", "-n", 3),
     "many": ("-n", 17), "height": ("--height", 0), "negative": ("--negative", "x" * 4001),
     "clip skip": ("--clip-skip", -1),
 }  # fmt: skip
@@ -121,6 +122,33 @@ def test_a_preview_is_there_after_each_step(zturbo, small_bundle, fake_pipeline,
         assert image.getpixel((0, 0)) == (4, 4, 4)
     (tmp_path / "file").write_text("mine")
     assert_refused(zturbo("generate", small_bundle, "a cat", "--preview", "file/now.png"), "OutputError")
+
+
+def test_one_per_image(zturbo, small_bundle, fake_pipeline):
+    zturbo("generate", small_bundle, "a cat", "--seed", "3,5,-1", "--guidance", "3,7.5,1")
+    zturbo("generate", small_bundle, "a cat", "--seed", -1)
+    zturbo("generate", small_bundle, "a cat", "--seed=7", "-n", 2)
+    first, second, third = fake_pipeline.requests
+    assert (first.seed, first.guidance_scale, first.num_images) == ((3, 5, -1), (3.0, 7.5, 1.0), 3)
+    assert (second.seed, second.num_images) == (-1, 1)
+    assert (third.seed, third.num_images) == (7, 2)
+
+
+@pytest.mark.parametrize("option", ["--seed", "--guidance"])
+@pytest.mark.parametrize("value", ["", "many", "3,", "3;5", "3 5", "1" * 5000 + "x"])
+def test_lists_that_are_none_are_usage_errors(zturbo, small_bundle, fake_pipeline, option, value):
+    done = zturbo("generate", small_bundle, "a cat", option, value)
+    assert done.exit_code == 2
+    assert option in done.stderr
+    assert not fake_pipeline.requests
+
+
+@pytest.mark.parametrize("words", [[], ["a cat"], ["a", "cat", "please"]])
+def test_a_bundle_and_a_prompt_are_asked_for(zturbo, small_bundle, fake_pipeline, words):
+    done = zturbo("generate", *words)
+    assert done.exit_code == 2
+    assert "[BUNDLE] PROMPT" in done.stderr
+    assert not fake_pipeline.requests
 
 
 @pytest.mark.parametrize("prompt", ["", "x" * 4001, "caf\udce9"], ids=["empty", "long", "not UTF-8"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from engine.binding import PlanPrecision
+from zturbo import generate_options as given
 from zturbo.console import Advance, print_json, progress, say
 from zturbo.places import check_writable
 
@@ -16,56 +18,74 @@ if TYPE_CHECKING:
     from runtime.images import Result
     from runtime.pipeline import Pipeline
     from runtime.request import Request
+    from zturbo.config import Config
+
+T = TypeVar("T")
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder, such as trt_models/emoji.")],
-    prompt: Annotated[str, typer.Argument(help="What the picture shows: 1 to 4000 characters.")],
-    negative: Annotated[str, typer.Option(help="What it should not show.")] = "",
-    steps: Annotated[int | None, typer.Option(help="Solver steps, 1 to 100; default: the bundle's.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 50; 1 or less is unguided.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="A name that `zturbo inspect` lists.")] = None,
-    seed: Annotated[int, typer.Option(help="0 to 2^63 - 1; image i depends on (seed, i) alone.")] = 0,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    clip_skip: Annotated[int | None, typer.Option(help="Last layers of the text encoder to leave out, from 0.")] = None,
-    emphasis: Annotated[bool, typer.Option(help="Read (word:1.3), [word] and BREAK; else take them literally.")] = True,
-    number: Annotated[int, typer.Option("-n", "--number", help="Images, 1 to 16.")] = 1,
-    image: Annotated[Path | None, typer.Option(help="A picture to begin from; resized to height × width.")] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="White where to paint over the image, black where it stays.")
-    ] = None,
-    strength: Annotated[float | None, typer.Option(help="Above 0, to 1; default: 0.8, with a mask 1.")] = None,
-    preview: Annotated[Path | None, typer.Option(help="A PNG file for a small picture after each step.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder for the PNG files.")] = Path("out"),
-    backend: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt_rtx, onnxruntime or pytorch.")] = "auto",
-    precision: Annotated[PlanPrecision | None, typer.Option(help="Default: the backend's own.")] = None,
-    device: Annotated[str | None, typer.Option(help="The backend's word for it: cpu, cuda, cuda:1 …")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
-    capture: Annotated[bool, typer.Option(help="Capture the loop where the backend can; else plain launches.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: paths, seconds, metadata.")] = False,
-) -> None:
+    words: given.Words, config: given.ConfigFile = None, negative: given.Negative = None, steps: given.Steps = None,
+    guidance: given.Guidance = None, scheduler: given.Scheduler = None, eta: given.Eta = None, seed: given.Seed = None,
+    height: given.Pixels = None, width: given.Pixels = None, clip_skip: given.ClipSkip = None,
+    emphasis: given.Emphasis = None, number: given.Number = None, image: given.ImageFile = None,
+    mask: given.MaskFile = None, strength: given.Strength = None, preview: given.Preview = None, out: given.Out = None,
+    backend: given.Backend = None, precision: given.Precision = None, device: given.Device = None,
+    threads: given.Threads = None, capture: given.Capture = None, as_json: given.AsJson = False,
+) -> None:  # fmt: skip
     """Generate pictures for a prompt; each PNG carries the request that made it."""
-    from runtime.pipeline import Pipeline
-    from runtime.request import Request
     from zturbo.picture_file import read_picture
 
-    request = Request(
-        prompt=prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps, seed=seed,
-        guidance_scale=guidance, scheduler=scheduler, num_images=number, clip_skip=clip_skip, emphasis=emphasis,
-        image=read_picture("--image", image), mask=read_picture("--mask", mask), strength=strength,
+    bundle, prompt = bundle_and_prompt(words, config)
+    settings = read_config(config)
+    request = settings.request(
+        prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps, scheduler=scheduler,
+        guidance_scale=numbers(guidance, float, "--guidance"), seed=numbers(seed, int, "--seed"), num_images=number,
+        eta=eta, clip_skip=clip_skip, emphasis=emphasis, image=read_picture("--image", image),
+        mask=read_picture("--mask", mask), strength=strength,
     )  # fmt: skip
+    out = Path(settings.out) if out is None else out
     for folder in [out] if preview is None else [out, preview.parent]:
         check_writable(folder)
-    with (
-        Pipeline.load(
-            bundle, backend, precision=precision, device=device, threads=threads, capture=capture
-        ) as pipeline,
-        progress() as advance,
-    ):
+    options = {"backend": backend, "precision": precision, "device": device, "threads": threads, "capture": capture}
+    with settings.load_pipeline(bundle, **options) as pipeline, progress() as advance:
         tell_backend(pipeline)
         result = generate(pipeline, request, advance, preview=preview)
     tell_result(result.save(out), result, as_json=as_json)
+
+
+def bundle_and_prompt(words: list[str], config: Path | None) -> tuple[str | None, str]:
+    """The two arguments; with a config, which may name a bundle, the prompt alone is enough."""
+    if len(words) == 2:
+        return words[0], words[1]
+    if len(words) == 1 and config is not None:
+        return None, words[0]
+    what = f"{len(words)} of them; allowed: a bundle and a prompt in quotes, or with --config the prompt alone."
+    raise typer.BadParameter(what, param_hint="[BUNDLE] PROMPT")
+
+
+def read_config(path: Path | None) -> Config:
+    """The config of a file, each of its warnings as a remark; without a file, that of no keys."""
+    from zturbo.config import Config, load_config
+
+    if path is None:
+        return Config()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config = load_config(path)
+    for warning in caught:
+        say(f"{warning.category.__name__}: {warning.message}")
+    return config
+
+
+def numbers(text: str | None, kind: Callable[[str], T], option: str) -> T | list[T] | None:
+    """An option's number, or those between its commas."""
+    if text is None:
+        return None
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text[:60]!r} is no number, nor numbers with commas.", param_hint=option) from error
+    return found if len(found) > 1 else found[0]
 
 
 def generate(
