@@ -193,7 +193,9 @@ def _description(folder: Path, reference: Reference) -> Bundle:
         path.relative_to(folder).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in paths
     }
-    scheduler = SchedulerEntry(class_name="none", settings={}, min_steps=1, max_steps=STEPS)
+    scheduler = SchedulerEntry(
+        class_name="none", settings={}, min_steps=1, max_steps=STEPS, aliases=(), etas=(), order=1, warm=0
+    )
     return Bundle(
         version=VERSION, sha256="", name="selftest", family="selftest", source=Source(path=".", sha256="0" * 64),
         made_with={}, latents=Latents(channels=CHANNELS, factor=FACTOR),
@@ -202,7 +204,9 @@ def _description(folder: Path, reference: Reference) -> Bundle:
         guidance_offset=0.0, max_clip_skip=1, tokenizer=TokenizerEntry(
             file=NAMES["tokenizer"], max_tokens=TOKENS, max_chunks=2, bos_id=0, eos_id=1, pad_id=1,
         ),
-        tables=Tables(file=NAMES["tables"], rows=ROWS, columns=COLUMNS, schedulers={"ancestral": scheduler}),
+        tables=Tables(
+            file=NAMES["tables"], rows=ROWS, columns=COLUMNS, schedulers={"ancestral": scheduler}, refused={},
+        ),
         reference=reference, files=files,
         variants={p: tuple(graph_entry(name, p) for name in SIGNATURES) for p in PRECISIONS},
     )  # fmt: skip

@@ -25,7 +25,7 @@ from engine.errors import (
     BundleVersion,
     OptionInvalid,
 )
-from tests.fake_bundle import edit
+from tests.fake_bundle import SIGNATURES, edit
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def test_a_good_bundle_loads_and_writes_itself_again(bundle_folder, raw):
     assert bundle.name == "fake"
     assert encode_bundle(bundle) == raw
     assert bundle.sha256 == body_sha256(bundle) == sealed(bundle).sha256
-    assert [graph.name for graph in bundle.graphs("fp16")] == ["conditioning", "start", "denoiser", "solver", "decoder"]
+    assert [graph.name for graph in bundle.graphs("fp16")] == list(SIGNATURES)
+    assert [graph.name for graph in bundle.graphs("fp16") if graph.optional] == ["encoder", "preview"]
     assert all(verified_path(bundle_folder, bundle, name) == bundle_folder / name for name in bundle.files)
 
 
@@ -175,7 +176,7 @@ def test_a_stale_hash_is_named(refused, own_bundle, raw):
 
 def test_unknown_and_missing_keys_are_refused_in_every_object(raw, own_bundle):
     body = json.loads(raw)
-    free = {"made_with", "settings", "carried", "files", "variants", "dims", "fp16_error", "schedulers"}
+    free = {"made_with", "settings", "carried", "files", "variants", "dims", "fp16_error", "schedulers", "refused"}
     for path in list(paths_of(body)):
         if not isinstance(at(body, path), dict) or (path and path[-1] in free):
             continue
