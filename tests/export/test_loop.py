@@ -10,6 +10,7 @@ import pytest
 from engine.binding import Binding, Graph, Stage
 from engine.bundle import Bundle, load_bundle
 from engine.errors import ExportMismatch
+from engine.wiring import launched
 from export.check import LOOP_TOLERANCE, Sessions, check_loop
 from export.loop import EVALUATIONS, Loop, loop_errors, padded, run_stages
 from export.solver import COLUMNS, ROWS
@@ -83,9 +84,12 @@ def recorded(tiny_bundle: Path, bundle: Bundle) -> Loop:
 
 def test_a_bundle_records_every_wire_of_the_host_and_what_comes_out(bundle: Bundle, recorded: Loop) -> None:
     graphs = bundle.graphs("fp32")
-    made = {binding.name for one in graphs for binding in one.outputs}
-    fed = {binding.name: binding for one in graphs for binding in one.inputs if binding.name not in made}
+    ran = launched(graphs, recorded.host)
+    assert [one.name for one in graphs if one not in ran] == ["encoder", "preview"]
+    made = {binding.name for one in ran for binding in one.outputs}
+    fed = {binding.name: binding for one in ran for binding in one.inputs if binding.name not in made}
     assert set(recorded.host) == set(fed)
+    assert set(np.unique(recorded.host["mask"])) == {0, 1}
     for name, array in recorded.host.items():
         assert array.shape == fed[name].resolve(recorded.dims)
         assert array.dtype == fed[name].dtype

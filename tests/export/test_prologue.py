@@ -138,6 +138,6 @@ def test_a_graph_that_cannot_be_followed_stays_whole(
 def test_a_prologue_runs_with_what_runs_once(tiny_bundle: Path) -> None:
     graphs = list(load_bundle(tiny_bundle).graphs("fp16"))
     backwards = sorted(graphs, key=lambda graph: graph.name != "prologue")
-    assert [graph.stage for graph in by_stage(backwards)] == ["once"] * 3 + ["loop"] * 2 + ["final"]
+    assert [graph.stage for graph in by_stage(backwards)] == ["once"] * 4 + ["loop"] * 2 + ["final", "preview"]
     for graph in graphs:
         assert len(graph_files(load_bundle(tiny_bundle), graph)) == 1
