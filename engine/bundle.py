@@ -88,10 +88,10 @@ class SchedulerEntry(Struct, frozen=True):
     settings: dict[str, Any]
     min_steps: Count
     max_steps: Count
-    aliases: tuple[str, ...] = ()
-    etas: tuple[float, ...] = ()
-    order: Count = 1
-    warm: Annotated[int, msgspec.Meta(ge=0)] = 0
+    aliases: tuple[str, ...]
+    etas: tuple[float, ...]
+    order: Count
+    warm: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Tables(Struct, frozen=True):
@@ -105,7 +105,7 @@ class Tables(Struct, frozen=True):
     rows: Count
     columns: tuple[str, ...]
     schedulers: dict[str, SchedulerEntry]
-    refused: dict[str, str] = {}
+    refused: dict[str, str]
 
 
 class ReferenceCase(Struct, frozen=True):

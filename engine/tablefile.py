@@ -58,6 +58,13 @@ def packed(tables: Mapping[str, Sequence[Float32Array]], warm: Mapping[str, Sequ
     return arrays
 
 
+def archive(arrays: Mapping[str, Any]) -> bytes:
+    """The arrays as the bytes of a compressed .npz."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
 def _number(column: Float32Array, pool: dict[bytes, int]) -> int:
     return pool.setdefault(column.astype("<f4").tobytes(), len(pool)) if column.any() else ZEROS
 
@@ -87,15 +94,16 @@ class TableFile:
         return self._stored(f"{name}/warm_", len(WARM_COLUMNS))
 
     def _stored(self, prefix: str, columns: int) -> Stored:
-        counts = self._integers(f"{prefix}rows")
-        numbers = self._integers(f"{prefix}columns")
+        counts = self.integers(f"{prefix}rows")
+        numbers = self.integers(f"{prefix}columns")
         if len(numbers) != columns or min(counts, default=-1) < 0:
             raise ValueError(f"'{prefix}columns': {len(numbers)} columns, expected {columns}")
         total = sum(counts)
         values = np.stack([self._column(number, total) for number in numbers], 1)
         return Stored(values, tuple(counts))
 
-    def _integers(self, name: str) -> list[int]:
+    def integers(self, name: str) -> list[int]:
+        """One of the arrays of whole numbers."""
         array = self._arrays[name]
         if array.dtype != np.int32 or array.ndim != 1:
             raise ValueError(f"'{name}': {array.dtype} {array.shape}, expected int32 and one axis")

@@ -53,6 +53,7 @@ def export_bundle(
     precisions: Sequence[Precision] = PRECISIONS,
     schedulers: Sequence[str] | None = None,
     etas: Sequence[float] = (),
+    cache: Path | None = None,
     device: str = "cpu",
     on_progress: Progress | None = None,
 ) -> Bundle:
@@ -73,7 +74,7 @@ def export_bundle(
         tokenizer = write_tokenizer(model, folder)
         steps("solver tables")
         path = folder / FILES["tables"]
-        tables = write_tables(model.scheduler_config, model.defaults.scheduler, path, schedulers, etas)
+        tables = write_tables(model.scheduler_config, model.defaults.scheduler, path, schedulers, etas, cache)
         steps("reference")
         recorded = record(model, exact := placed(model.specs("fp32"), device), folder)
         variants = {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 NO_OPTIONS: Mapping[str, Any] = {}
+ONE = torch.ones((1, 1, 1, 1), dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """One loop on unit vectors: each vector holds the coefficients over (x0, every e, every noise).
+    """Loops of one length L on unit vectors: a vector holds the coefficients over (x0, every e, every noise).
 
-    states: x before each evaluation and after the last, (M + 1, D). memory: the m that each evaluation stored, (M, D).
-    noised: what add_noise makes of an image and of noise for each state, (M + 1, 2); for the last, the image itself.
+    states: x before each evaluation and after the last, (B, L + 1, D). memory: the m that each evaluation stored,
+    (B, L, D). scales, timesteps: (B, L). noised: what add_noise makes of an image and of noise for each state,
+    (B, L + 1, 2); for the last, the image itself.
     """
 
     states: Vector
@@ -40,7 +42,7 @@ class Probe:
     @property
     def count(self) -> int:
         """Model evaluations."""
-        return len(self.scales)
+        return int(self.scales.shape[1])
 
 
 def prepared(scheduler: Any, steps: int) -> Any:
@@ -89,15 +91,20 @@ def probe(
     known = [add_noise(scheduler, timesteps[0])] if noised else []
     with replaced_noise(scheduler, lambda: units[1 + total + j]):
         for j, t in enumerate(timesteps):
-            scales.append(_scale(scheduler, x, t))
+            scales.append(_scale(scheduler, t))
             x = scheduler.step(units[1 + j], t, x, return_dict=False, **options)[0].double()
             memory.append(_stored_output(scheduler, units[1 + j]))
             states.append(x)
             if noised:
                 known.append(add_noise(scheduler, after[j]) if j < len(after) else (1.0, 0.0))
-    return Probe(
-        _vectors(states), _vectors(memory), np.array(scales), timesteps.double().numpy(), np.array(known, np.float64)
-    )
+    rows = _vectors(states), _vectors(memory), np.array(scales), timesteps.double().numpy(), np.array(known, np.float64)
+    return Probe(*(row[None] for row in rows))
+
+
+def together(runs: Sequence[Probe]) -> Probe:
+    """Loops of one length as one."""
+    names = [field.name for field in fields(Probe)]
+    return Probe(*(np.concatenate([getattr(run, name) for run in runs]) for name in names))
 
 
 def begin_at(scheduler: Any, begin: int) -> None:
@@ -120,12 +127,11 @@ def add_noise(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
     return u, v
 
 
-def _scale(scheduler: Any, x: torch.Tensor, t: torch.Tensor) -> float:
+def _scale(scheduler: Any, t: torch.Tensor) -> float:
     """What scale_model_input multiplies by."""
     if not hasattr(scheduler, "scale_model_input"):
         return 1.0
-    peak = x.abs().argmax()
-    return float(scheduler.scale_model_input(x, t).flatten()[peak] / x.flatten()[peak])
+    return float(scheduler.scale_model_input(ONE, t))
 
 
 def _stored_output(scheduler: Any, e: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import diffusers
+from diffusers.utils import logging
 
 from engine.errors import SchedulerUnsupported
 from export.refused import REFUSED_CLASSES
@@ -88,6 +90,19 @@ def own_name(config: Mapping[str, Any]) -> str:
         if offer.class_name == class_name and same:
             return name
     return OWN
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what diffusers logs and warns of settings that it corrects by itself, hundreds of times."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

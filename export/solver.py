@@ -11,49 +11,35 @@ Does not know graphs or bundles; the graph that executes a row is export/solver_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.tablefile import late_begins
-from export.probe import NO_OPTIONS, Probe, Vector, prepared, probe
+from export.probe import NO_OPTIONS, Probe, Vector, prepared, probe, together
 from export.rows import HISTORY, UPDATE, explained, rows_of
 from export.scheduler import make_scheduler, own_name, refusals, unsupported
 
 COLUMNS = (*UPDATE, "j", "s", "t", "u", "v")
+AT = {column: k for k, column in enumerate(COLUMNS)}
 MAX_STEPS = 100
 OWN_STEPS = 20
 ROWS = 200  # the start row, and up to 199 evaluations: what Heun needs for 100 steps
 MOST_WARM = 8
-WARM_PROBES = (2, 3, 4, 5, 6, 8, 13, 20)
+WARM_PROBES = (2, 3, 4, 5, 6, 8, 13)
 """Step counts at which every begin is run to its end, to learn how many rows after a begin are its own."""
+LATE = "after a late begin"
 Table = NDArray[np.float32]
 
-__all__ = ["COLUMNS", "HISTORY", "MAX_STEPS", "ROWS", "Table", "late_rows", "own_scheduler", "table", "warm_count"]
+__all__ = ["COLUMNS", "HISTORY", "MAX_STEPS", "ROWS", "Subject", "Table", "own_scheduler", "table"]
 
 
 def table(name: str, scheduler: Any, steps: int, options: Mapping[str, Any] = NO_OPTIONS) -> Table:
-    """The table of one scheduler at one step count: (evaluations + 1, 15), float32, columns as in COLUMNS.
-
-    options: of the scheduler's step(), such as eta. Raises SchedulerUnsupported where a step is not of the row's form.
-    """
-    with refusals(name):
-        ready = prepared(scheduler, steps)
-        run = probe(ready, options=options)
-    rows = np.zeros((run.count + 1, len(COLUMNS)))
-    at = {column: k for k, column in enumerate(COLUMNS)}
-    rows[0, at["c"]] = float(getattr(ready, "init_noise_sigma", 1.0))
-    rows[:-1, at["s"]], rows[:-1, at["t"]] = run.scales, run.timesteps
-    rows[-1, at["s"]] = 1.0
-    rows[:, [at["u"], at["v"]]] = run.noised
-    rows[1:, : len(UPDATE)] = _checked(name, run, f"of {steps}")
-    noisy = 1 + np.flatnonzero(rows[1:, at["c"]])
-    rows[noisy, at["j"]] = 1 + np.arange(len(noisy))
-    if not np.isfinite(rows).all() or len(rows) > ROWS:
-        raise unsupported(name, f"{len(rows)} rows with infinite numbers at {steps} steps", "Choose another scheduler.")
-    return rows.astype(np.float32)
+    """One table of a scheduler; see Subject.table."""
+    return Subject(name, scheduler).table(steps, options)
 
 
 def own_scheduler(config: Mapping[str, Any]) -> str:
@@ -66,50 +52,86 @@ def own_scheduler(config: Mapping[str, Any]) -> str:
     return name
 
 
-def _checked(name: str, run: Probe, where: str) -> Vector:
-    rows, failed = rows_of(run)
-    if failed:
-        raise unsupported(name, f"step {failed[0]} {where} does not fit the row", "Choose another scheduler.")
-    return rows
+class Subject:
+    """A scheduler under probing; its timesteps are set once for each step count.
 
-
-def warm_count(
-    name: str, scheduler: Any, order: int, options: Mapping[str, Any] = NO_OPTIONS, low: int = 1, high: int = MAX_STEPS
-) -> int:
-    """How many rows after a late begin differ from the table's: found by running late loops to their end.
-
-    low, high: the step counts that there are tables for.
+    options: of the scheduler's step(), such as eta. Every method raises SchedulerUnsupported where a step is not of the
+    row's form.
     """
-    most = 0
-    for steps in WARM_PROBES:
-        if not low <= steps <= high:
-            continue
-        with refusals(name):
-            ready = prepared(scheduler, steps)
-            whole = _checked(name, probe(ready, options=options, noised=False), f"of {steps}")
-            for begin in range(1, steps):
-                late = probe(ready, begin=begin * order, options=options, noised=False)
-                most = max(most, _differing(name, whole[begin * order :], late, most))
-    return most
 
+    def __init__(self, name: str, scheduler: Any) -> None:
+        self.name, self.order = name, int(getattr(scheduler, "order", 1))
+        self._scheduler = scheduler
+        self._ready: dict[int, Any] = {}
 
-def _differing(name: str, suffix: Vector, late: Probe, least: int) -> int:
-    """The fewest rows of the late loop's own that, with the rest of the table, explain it."""
-    own = _checked(name, late, "after a late begin")
-    for count in range(least, MOST_WARM + 1):
-        if explained(np.concatenate([own[:count], suffix[count:]]), late).all():
-            return count
-    raise unsupported(name, f"a late begin that changes more than {MOST_WARM} rows", "Choose another scheduler.")
+    def table(self, steps: int, options: Mapping[str, Any] = NO_OPTIONS) -> Table:
+        """The table at one step count: (evaluations + 1, 15), float32, columns as in COLUMNS."""
+        with refusals(self.name):
+            ready = self._prepared(steps)
+            run = probe(ready, options=options)
+        rows = np.zeros((run.count + 1, len(COLUMNS)))
+        rows[0, AT["c"]] = float(getattr(ready, "init_noise_sigma", 1.0))
+        rows[:-1, AT["s"]], rows[:-1, AT["t"]] = run.scales[0], run.timesteps[0]
+        rows[-1, AT["s"]] = 1.0
+        rows[:, [AT["u"], AT["v"]]] = run.noised[0]
+        rows[1:, : len(UPDATE)] = self._rows(run, f"of {steps}")[0]
+        noisy = 1 + np.flatnonzero(rows[1:, AT["c"]])
+        rows[noisy, AT["j"]] = 1 + np.arange(len(noisy))
+        if not np.isfinite(rows).all() or len(rows) > ROWS:
+            raise self._unsupported(f"{len(rows)} rows, or one of infinite numbers, at {steps} steps")
+        return rows.astype(np.float32)
 
+    def warm_count(self, low: int, high: int, options: Mapping[str, Any] = NO_OPTIONS) -> int:
+        """How many rows after a late begin differ from the table's: found by running late loops to their end.
 
-def late_rows(
-    name: str, scheduler: Any, steps: int, order: int, warm: int, options: Mapping[str, Any] = NO_OPTIONS
-) -> Table:
-    """The rows that each late begin has of its own, one begin after another: (rows, 10), by UPDATE."""
-    with refusals(name):
-        ready = prepared(scheduler, steps)
-        found = [
-            _checked(name, probe(ready, begin=first, count=count, options=options, noised=False), "after a late begin")
-            for first, count in late_begins(steps, len(ready.timesteps), order, warm)
+        low, high: the step counts that there are tables for.
+        """
+        most = 0
+        for steps in (steps for steps in WARM_PROBES if low <= steps <= high):
+            with refusals(self.name):
+                ready = self._prepared(steps)
+                whole = self._rows(probe(ready, options=options, noised=False), f"of {steps}")
+                for begin in range(self.order, steps * self.order, self.order):
+                    late = probe(ready, begin=begin, options=options, noised=False)
+                    most = self._differing(whole[:, begin:], late, most)
+        return most
+
+    def late_rows(self, counts: Iterable[int], warm: int, options: Mapping[str, Any] = NO_OPTIONS) -> list[Table]:
+        """The rows that each late begin has of its own, for each step count, one begin after another: (rows, 10)."""
+        runs, owners = defaultdict[int, list[Probe]](list), defaultdict[int, list[tuple[int, int]]](list)
+        for steps in (counts := list(counts)):
+            with refusals(self.name):
+                ready = self._prepared(steps)
+                for first, count in late_begins(steps, len(ready.timesteps), self.order, warm):
+                    runs[count].append(probe(ready, begin=first, count=count, options=options, noised=False))
+                    owners[count].append((steps, first))
+        found: dict[tuple[int, int], Vector] = {}
+        for count, some in runs.items():  # loops of one length are fitted at once
+            found |= dict(zip(owners[count], self._rows(together(some), LATE), strict=True))
+        none = np.zeros((0, len(UPDATE)))
+        return [
+            np.concatenate([none, *(found[n, begin * self.order] for begin in range(1, n))]).astype(np.float32)
+            for n in counts
         ]
-    return np.concatenate([np.zeros((0, len(UPDATE))), *found]).astype(np.float32)
+
+    def _differing(self, suffix: Vector, late: Probe, least: int) -> int:
+        """The fewest rows of the late loop's own that, with the rest of the table, explain it."""
+        own = self._rows(late, LATE)
+        for count in range(least, MOST_WARM + 1):
+            if explained(np.concatenate([own[:, :count], suffix[:, count:]], 1), late).all():
+                return count
+        raise self._unsupported(f"a late begin that changes more than {MOST_WARM} rows")
+
+    def _rows(self, runs: Probe, where: str) -> Vector:
+        rows, failed = rows_of(runs)
+        if failed.any():
+            raise self._unsupported(f"step {failed.any(0).argmax()} {where} does not fit the row")
+        return rows
+
+    def _prepared(self, steps: int) -> Any:
+        if steps not in self._ready:
+            self._ready[steps] = prepared(self._scheduler, steps)
+        return self._ready[steps]
+
+    def _unsupported(self, actual: str) -> Exception:
+        return unsupported(self.name, actual, "Choose another scheduler.")

@@ -6,59 +6,58 @@ Knows which schedulers and how they are laid out; how one table is found is expo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from engine.bundle import SchedulerEntry, Tables
 from engine.errors import OptionInvalid, SchedulerUnsupported
 from engine.scheduler_names import SchedulerNames
-from engine.tablefile import key, packed
+from engine.tablefile import archive, key, packed
+from export import table_cache
 from export.refused import REFUSED_NAMES
-from export.scheduler import make_scheduler, offer_of, unsupported
+from export.scheduler import make_scheduler, offer_of, quiet, unsupported
 from export.schedulers import OFFERS, Offer
-from export.solver import COLUMNS, MAX_STEPS, ROWS, Table, late_rows, table, warm_count
+from export.solver import COLUMNS, MAX_STEPS, ROWS, Subject, Table
+from export.table_cache import Tabled
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tabled:
-    """One scheduler's tables. tables, late: by eta's place in `etas` (one where it takes none), then by step count."""
+def write_tables(
+    config: Mapping[str, Any],
+    default: str,
+    path: Path,
+    names: Sequence[str] | None = None,
+    etas: Sequence[float] = (),
+    cache: Path | None = None,
+) -> Tables:
+    """Write tables.npz for a model's scheduler_config and return what bundle.json says of it.
 
-    min_steps: int
-    max_steps: int
-    order: int
-    warm: int
-    tables: list[list[Table]]
-    late: list[list[Table]]
+    names: None takes every scheduler, and says in `refused` why one has no tables; one asked for by name raises
+    SchedulerUnsupported instead. The default is always among them. etas: beside those that each scheduler has anyway.
+    cache: a folder for tables that were probed before; None takes the platform's.
+    """
+    from export.table_workers import probe_side_by_side
 
-
-def tabled(name: str, config: Mapping[str, Any], etas: Sequence[float]) -> Tabled:
-    """Probe one scheduler everywhere. Raises SchedulerUnsupported where no step count has a table."""
-    scheduler = make_scheduler(name, config)
-    order = int(scheduler.order)
-    options: list[dict[str, float]] = [{"eta": eta} for eta in etas] or [{}]
-    tables = [all_tables(name, scheduler, one) for one in options]
-    low, high = max(min(found) for found in tables), min(max(found) for found in tables)
-    warm = max(warm_count(name, scheduler, order, one, low, high) for one in options)
-    counts = range(low, high + 1)
-    late = [[late_rows(name, scheduler, n, order, warm, one) for n in counts] for one in options] if warm else []
-    return Tabled(low, high, order, warm, [[found[n] for n in counts] for found in tables], late)
-
-
-def all_tables(name: str, scheduler: Any, options: Mapping[str, Any]) -> dict[int, Table]:
-    """The tables of the step counts that a scheduler takes, one range: some raise below a least or above a most."""
-    found: dict[int, Table] = {}
-    for steps in range(1, MAX_STEPS + 1):
+    wanted = list(dict.fromkeys([*(OFFERS if names is None else map(our_name, names)), default]))
+    folder = cache or table_cache.default_folder()
+    probe_side_by_side(config, wanted, etas, folder)
+    entries, tables, late = dict[str, SchedulerEntry](), dict[str, Sequence[Table]](), dict[str, Sequence[Table]]()
+    refused = dict(REFUSED_NAMES)
+    for name in wanted:
         try:
-            found[steps] = table(name, scheduler, steps, options)
-        except SchedulerUnsupported:  # noqa: PERF203 - only at the ends of the range
-            if found:
-                return found
-            if steps == MAX_STEPS:
+            found = tabled(name, config, etas, folder)
+        except SchedulerUnsupported as error:
+            if names is not None or name == default:
                 raise
-    return found
+            refused |= dict.fromkeys((name, *OFFERS[name].aliases), error.actual)
+            continue
+        offer = offer_of(name, config)
+        taken = etas_of(offer, etas)
+        entries[name] = _entry(offer, found, taken)
+        where = [key(name, taken, eta) for eta in taken] or [name]
+        tables |= dict(zip(where, found.tables, strict=True))
+        late |= dict(zip(where, found.late, strict=True)) if found.warm else {}
+    path.write_bytes(archive(packed(tables, late)))
+    return Tables(file=path.name, rows=ROWS, columns=COLUMNS, schedulers=entries, refused=refused)
 
 
 def our_name(asked: str) -> str:
@@ -75,33 +74,48 @@ def our_name(asked: str) -> str:
     return name
 
 
-def write_tables(
-    config: Mapping[str, Any], default: str, path: Path, names: Sequence[str] | None = None, etas: Sequence[float] = ()
-) -> Tables:
-    """Write tables.npz for a model's scheduler_config and return what bundle.json says of it.
+def tabled(name: str, config: Mapping[str, Any], etas: Sequence[float], cache: Path) -> Tabled:
+    """One scheduler's tables, out of the cache where they are in it. Raises SchedulerUnsupported."""
+    scheduler, offer = make_scheduler(name, config), offer_of(name, config)
+    taken = etas_of(offer, etas)
+    path = cache / table_cache.entry_name(offer.class_name, offer.settings, config, taken)
+    found = table_cache.load(path)
+    if found is None:
+        with quiet():
+            found = probed(name, scheduler, taken)
+        table_cache.save(path, found)
+    return found
 
-    names: None takes every scheduler, and says in `refused` why one has no tables; one asked for by name raises
-    SchedulerUnsupported instead. The default is always among them. etas: beside those that each scheduler has anyway.
-    """
-    wanted = dict.fromkeys([*(OFFERS if names is None else map(our_name, names)), default])
-    entries, tables, late = dict[str, SchedulerEntry](), dict[str, list[Table]](), dict[str, list[Table]]()
-    refused = dict(REFUSED_NAMES)
-    for name in wanted:
+
+def etas_of(offer: Offer, more: Sequence[float]) -> tuple[float, ...]:
+    """The etas that an offer gets tables for, its default first; none where it takes none."""
+    return tuple(dict.fromkeys([*offer.etas, *map(float, more)])) if offer.etas else ()
+
+
+def probed(name: str, scheduler: Any, etas: Sequence[float]) -> Tabled:
+    """Probe one scheduler everywhere. Raises SchedulerUnsupported where no step count has a table."""
+    subject = Subject(name, scheduler)
+    options: list[dict[str, float]] = [{"eta": eta} for eta in etas] or [{}]
+    tables = [_all_tables(subject, one) for one in options]
+    low, high = max(min(found) for found in tables), min(max(found) for found in tables)
+    warm = max(subject.warm_count(low, high, one) for one in options)
+    counts = range(low, high + 1)
+    late = [subject.late_rows(counts, warm, one) for one in options] if warm else []
+    return Tabled(low, high, subject.order, warm, [[found[n] for n in counts] for found in tables], late)
+
+
+def _all_tables(subject: Subject, options: Mapping[str, Any]) -> dict[int, Table]:
+    """The tables of the step counts that a scheduler takes, one range: some raise below a least or above a most."""
+    found: dict[int, Table] = {}
+    for steps in range(1, MAX_STEPS + 1):
         try:
-            offer = offer_of(name, config)
-            taken = tuple(dict.fromkeys([*offer.etas, *etas])) if offer.etas else ()
-            found = tabled(name, config, taken)
-        except SchedulerUnsupported as error:
-            if names is not None or name == default:
+            found[steps] = subject.table(steps, options)
+        except SchedulerUnsupported:  # noqa: PERF203 - only at the ends of the range
+            if found:
+                return found
+            if steps == MAX_STEPS:
                 raise
-            refused |= dict.fromkeys((name, *OFFERS[name].aliases), error.actual)
-            continue
-        entries[name] = _entry(offer, found, taken)
-        where = [key(name, taken, eta) for eta in taken] or [name]
-        tables |= dict(zip(where, found.tables, strict=True))
-        late |= dict(zip(where, found.late, strict=True)) if found.warm else {}
-    np.savez_compressed(path, **packed(tables, late))
-    return Tables(file=path.name, rows=ROWS, columns=COLUMNS, schedulers=entries, refused=refused)
+    return found
 
 
 def _entry(offer: Offer, found: Tabled, etas: tuple[float, ...]) -> SchedulerEntry:

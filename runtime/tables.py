@@ -22,6 +22,8 @@ KEEP_COLUMNS = ("a", "s")
 """1 in these and 0 elsewhere is the row that leaves latents as they are."""
 START_COLUMNS = {"a": "u", "c": "v"}
 """Row 0 of a loop that starts from an image: a·image + c·noise is what the state of that row's u and v is."""
+MANY = 20
+"""Names are counted, not listed, where there are more."""
 HOST_COLUMNS = ("j", "c", *KEEP_COLUMNS)
 
 
@@ -96,7 +98,8 @@ class Tables:
         if name is None:
             remedy = f"Name one that bundle '{self._bundle}' has tables for.{self._names.hint(scheduler)}"
             actual = f"{scheduler!r}, which has no tables: {reason}" if reason else repr(scheduler)
-            allowed = ", ".join(self._entry.schedulers)
+            names = list(self._entry.schedulers)
+            allowed = ", ".join(names) if len(names) <= MANY else f"{len(names)} names, as `zturbo inspect` lists them"
             raise RequestInvalid("request, scheduler", actual=actual, allowed=allowed, remedy=remedy)
         return name
 

@@ -103,7 +103,7 @@ def exported(model: Path) -> Path:
         from export.bundle import export_bundle
 
         torch.set_num_threads(1)  # sums in one order, whichever test asks first
-        export_bundle(model, folder, schedulers=SCHEDULERS)
+        export_bundle(model, folder, schedulers=SCHEDULERS, cache=CACHE / "tables")
     return folder
 
 

@@ -114,7 +114,7 @@ def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> B
         tables=Tables(file="tables.npz", rows=ROWS, columns=COLUMNS, schedulers={
             name: SchedulerEntry(
                 class_name=f"{name.title()}Scheduler", settings={}, min_steps=1, max_steps=MAX_STEPS,
-                aliases=(f"{name.title()}Scheduler", *ALIASES[name]), warm=WARM[name], etas=ETAS[name],
+                aliases=(f"{name.title()}Scheduler", *ALIASES[name]), etas=ETAS[name], order=1, warm=WARM[name],
             ) for name in SCHEDULERS
         }, refused={"Restart": "it goes back up in noise"}),
         reference=Reference(file="reference.npz", cases=(

@@ -196,13 +196,16 @@ def _error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _bundle(files: dict[str, FileEntry], steps: int, scale: float) -> Bundle:
-    euler = SchedulerEntry(class_name="EulerDiscreteScheduler", settings={}, min_steps=1, max_steps=steps)
+    euler = SchedulerEntry(
+        class_name="EulerDiscreteScheduler", settings={}, min_steps=1, max_steps=steps, aliases=(), etas=(), order=1,
+        warm=0,
+    )  # fmt: skip
     return Bundle(
         version=VERSION, sha256="", name="toy", family="toy", source=Source(path="../toy", sha256="0" * 64),
         made_with={}, latents=Latents(channels=4, factor=8), limits=Limits(min_px=64, max_px=512, multiple_px=8),
         defaults=Defaults(height=128, width=128, num_inference_steps=4, guidance_scale=5.0, scheduler="euler"),
         guidance_offset=0.0, tokenizer=Tokenizer(file="tokenizer.json", max_tokens=77),
-        tables=Tables(file="tables.npz", rows=200, columns=("p",), schedulers={"euler": euler}),
+        tables=Tables(file="tables.npz", rows=200, columns=("p",), schedulers={"euler": euler}, refused={}),
         reference=_reference(scale), variants={"fp16": GRAPHS}, files=files,
     )  # fmt: skip
 

@@ -185,14 +185,18 @@ def _description(folder: Path, reference: Reference) -> Bundle:
         path.relative_to(folder).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in paths
     }
-    scheduler = SchedulerEntry(class_name="none", settings={}, min_steps=1, max_steps=STEPS)
+    scheduler = SchedulerEntry(
+        class_name="none", settings={}, min_steps=1, max_steps=STEPS, aliases=(), etas=(), order=1, warm=0
+    )
     return Bundle(
         version=VERSION, sha256="", name="selftest", family="selftest", source=Source(path=".", sha256="0" * 64),
         made_with={}, latents=Latents(channels=CHANNELS, factor=FACTOR),
         limits=Limits(min_px=64, max_px=128, multiple_px=FACTOR),
         defaults=Defaults(height=128, width=128, num_inference_steps=4, guidance_scale=5.0, scheduler="ancestral"),
         guidance_offset=0.0, tokenizer=TokenizerEntry(file=NAMES["tokenizer"], max_tokens=TOKENS),
-        tables=Tables(file=NAMES["tables"], rows=ROWS, columns=COLUMNS, schedulers={"ancestral": scheduler}),
+        tables=Tables(
+            file=NAMES["tables"], rows=ROWS, columns=COLUMNS, schedulers={"ancestral": scheduler}, refused={},
+        ),
         reference=reference, files=files,
         variants={p: tuple(graph_entry(name, p) for name in SIGNATURES) for p in PRECISIONS},
     )  # fmt: skip

@@ -74,9 +74,9 @@ WIRINGS = {
     ),
     "a table of other columns than the file's": (
         lambda b: b["tables"].update(columns=b["tables"]["columns"][:-1]),
-        "on a wire that is float32 (samples, 200, 12)",
+        "on a wire that is float32 (samples, 200, 14)",
     ),
-    "a table of other rows than the file's": (lambda b: b["tables"].update(rows=100), "float32 (samples, 100, 13)"),
+    "a table of other rows than the file's": (lambda b: b["tables"].update(rows=100), "float32 (samples, 100, 15)"),
     "other latents than the graphs'": (lambda b: b["latents"].update(channels=16), "'noise'"),
     "a carried wire that is no input": (
         lambda b: graph(b, "solver").update(carried={"images": "next_latents"}),

@@ -56,7 +56,7 @@ def test_a_scheduler_has_many_names(tables, asked, name):
 
 
 def test_an_unknown_name_tells_those_near_it(tables):
-    with pytest.raises(RequestInvalid, match="Did you mean 'Euler a'") as caught:
+    with pytest.raises(RequestInvalid, match="Did you mean 'Euler a' or 'euler'") as caught:
         tables.get("Euler b", 5)
     assert caught.value.allowed == "euler, ancestral, multistep"
     with pytest.raises(RequestInvalid) as caught:
@@ -144,7 +144,7 @@ def npy(array):
 
 
 GOOD = packed(*all_tables())
-POOLED = f"pool/{GOOD['euler/columns'][AT['t']]}"
+POOLED = f"pool/{GOOD['euler/columns'][AT['d']]}"
 FILES = {
     "empty": b"",
     "text": b"not an archive",
@@ -174,7 +174,7 @@ ARRAYS = {
     "counts of another dtype": ("euler/rows", np.ones(100, np.float32), "float32 (100,), expected int32"),
     "counts in two axes": ("euler/rows", np.ones((10, 10), np.int32), "int32 (10, 10), expected int32 and one axis"),
     "a negative count": ("euler/rows", np.full(100, -1, np.int32), "ValueError"),
-    "counts that are too few": ("euler/rows", np.ones(1, np.int32), f"'{POOLED}'"),
+    "counts that are too few": ("euler/rows", np.ones(1, np.int32), "uint8 (4, 5150), expected uint8 (4, 1)"),
     "no columns": ("euler/columns", None, "KeyError"),
     "a column less": ("euler/columns", np.full(14, -1, np.int32), "14 columns, expected 15"),
     "a column that is not there": ("euler/columns", np.full(15, 999, np.int32), "KeyError"),
@@ -230,7 +230,7 @@ def test_a_table_that_cannot_run(own_bundle, name):
 
 LATE = {
     "a row less": (lambda warm: warm[:-1], "5 rows"),
-    "not finite": (lambda warm: warm * np.float32("inf"), "6 rows"),
+    "not finite": (lambda warm: warm / np.float32(0), "6 rows"),
 }
 
 
@@ -239,9 +239,9 @@ def test_late_begins_that_cannot_run(own_bundle, name):
     change, found = LATE[name]
     good, warm = all_tables()
     rows = warm["multistep"]
-    changed = {"multistep": [*rows[:6], change(rows[6]), *rows[7:]]}
-    with np.errstate(invalid="ignore"):
-        tables = opened(own_bundle, npz(packed(good, changed)))
+    with np.errstate(all="ignore"):
+        changed = {"multistep": [*rows[:6], change(rows[6]), *rows[7:]]}
+    tables = opened(own_bundle, npz(packed(good, changed)))
     assert tables.get("multistep", 7).evaluations == 7
     with pytest.raises(BundleInvalid) as caught:
         tables.get("multistep", 7, begin=2)
