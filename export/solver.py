@@ -102,7 +102,7 @@ class Subject:
         for steps in (counts := list(counts)):
             with refusals(self.name):
                 ready = self._prepared(steps)
-                for first, count in late_begins(steps, len(ready.timesteps), self.order, warm):
+                for first, count in late_begins(steps, len(ready.timesteps), self.order, warm) if warm else ():
                     runs[count].append(probe(ready, begin=first, count=count, options=options, noised=False))
                     owners[count].append((steps, first))
         found: dict[tuple[int, int], Vector] = {}
@@ -110,7 +110,9 @@ class Subject:
             found |= dict(zip(owners[count], self._rows(together(some), LATE), strict=True))
         none = np.zeros((0, len(UPDATE)))
         return [
-            np.concatenate([none, *(found[n, begin * self.order] for begin in range(1, n))]).astype(np.float32)
+            np.concatenate([none, *(found[n, begin * self.order] for begin in range(1, n if warm else 1))]).astype(
+                np.float32
+            )
             for n in counts
         ]
 
@@ -123,6 +125,8 @@ class Subject:
         raise self._unsupported(f"a late begin that changes more than {MOST_WARM} rows")
 
     def _rows(self, runs: Probe, where: str) -> Vector:
+        if not (np.isfinite(runs.states).all() and np.isfinite(runs.memory).all()):
+            raise self._unsupported(f"a loop {where} that is not finite in diffusers either")
         rows, failed = rows_of(runs)
         if failed.any():
             raise self._unsupported(f"step {failed.any(0).argmax()} {where} does not fit the row")

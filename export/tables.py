@@ -21,6 +21,10 @@ from export.solver import COLUMNS, MAX_STEPS, ROWS, Subject, Table
 from export.table_cache import Tabled
 
 
+ETA_STEPS = 8
+"""Of the table that shows whether a scheduler runs at an eta."""
+
+
 def write_tables(
     config: Mapping[str, Any],
     default: str,
@@ -51,7 +55,7 @@ def write_tables(
             refused |= dict.fromkeys((name, *OFFERS[name].aliases), error.actual)
             continue
         offer = offer_of(name, config)
-        taken = etas_of(offer, etas)
+        taken = etas_of(name, config, etas)
         entries[name] = _entry(offer, found, taken)
         where = [key(name, taken, eta) for eta in taken] or [name]
         tables |= dict(zip(where, found.tables, strict=True))
@@ -77,7 +81,7 @@ def our_name(asked: str) -> str:
 def tabled(name: str, config: Mapping[str, Any], etas: Sequence[float], cache: Path) -> Tabled:
     """One scheduler's tables, out of the cache where they are in it. Raises SchedulerUnsupported."""
     scheduler, offer = make_scheduler(name, config), offer_of(name, config)
-    taken = etas_of(offer, etas)
+    taken = etas_of(name, config, etas)
     path = cache / table_cache.entry_name(offer.class_name, offer.settings, config, taken)
     found = table_cache.load(path)
     if found is None:
@@ -87,9 +91,25 @@ def tabled(name: str, config: Mapping[str, Any], etas: Sequence[float], cache: P
     return found
 
 
-def etas_of(offer: Offer, more: Sequence[float]) -> tuple[float, ...]:
-    """The etas that an offer gets tables for, its default first; none where it takes none."""
-    return tuple(dict.fromkeys([*offer.etas, *map(float, more)])) if offer.etas else ()
+def etas_of(name: str, config: Mapping[str, Any], more: Sequence[float]) -> tuple[float, ...]:
+    """The etas that a scheduler gets tables for, its default first; none where it takes none.
+
+    DDIM's 1 is left out for a model of zero terminal SNR: diffusers takes the root of a rounding error below zero.
+    """
+    offer = offer_of(name, config)
+    if not offer.etas:
+        return ()
+    subject = Subject(name, make_scheduler(name, config))
+    first, *others = dict.fromkeys([*offer.etas, *map(float, more)])
+    return (first, *(eta for eta in others if _runs(subject, eta)))
+
+
+def _runs(subject: Subject, eta: float) -> bool:
+    try:
+        subject.table(ETA_STEPS, {"eta": eta})
+    except SchedulerUnsupported:
+        return False
+    return True
 
 
 def probed(name: str, scheduler: Any, etas: Sequence[float]) -> Tabled:

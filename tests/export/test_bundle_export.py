@@ -163,7 +163,13 @@ def test_the_models_own_scheduler_is_the_default(source: Path) -> None:
     path = source / "scheduler" / "scheduler_config.json"
     edit(path, _class_name="PNDMScheduler", skip_prk_steps=True)
     assert open_model(source).defaults.scheduler == "pndm"
-    edit(path, _class_name="DPMSolverMultistepScheduler", solver_order=3, algorithm_type="dpmsolver++", euler_at_final=True)
+    edit(
+        path,
+        _class_name="DPMSolverMultistepScheduler",
+        solver_order=3,
+        algorithm_type="dpmsolver++",
+        euler_at_final=True,
+    )
     assert open_model(source).defaults.scheduler == "dpmpp_3m"
     edit(path, _class_name="LMSDiscreteScheduler", use_karras_sigmas=True)
     assert open_model(source).defaults.scheduler == "lms_karras"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from engine.errors import SchedulerUnsupported
 from engine.tablefile import late_begins
-from export.probe import begin_at, prepared, replaced_noise
+from export.probe import begin_at, prepared, replaced_noise, snapshot
 from export.rows import UPDATE
 from export.scheduler import make_scheduler, quiet
 from export.schedulers import OFFERS, SAMPLERS
 from export.solver import AT, COLUMNS, HISTORY, MAX_STEPS, ROWS, Subject, table
 from export.solver_graph import Solver, Start
+from export.tables import etas_of
 
 SCALED_LINEAR = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -52,8 +54,8 @@ def tolerance(name: str, scheduler: Any) -> float:
 
 def model(sample: Tensor, timestep: Tensor) -> Tensor:
     """A fixed small network: bounded, not linear, different at each timestep, so that history matters."""
-    weights = torch.linspace(-1, 1, 64).reshape(8, 8)
-    return torch.tanh(sample @ weights) + torch.sin(2 * sample + timestep.float() / 100)
+    weights = torch.linspace(-1, 1, 64, dtype=sample.dtype).reshape(8, 8)
+    return torch.tanh(sample @ weights) + torch.sin(2 * sample + timestep.to(sample.dtype) / 100)
 
 
 @cache
@@ -72,16 +74,20 @@ def options_of(name: str) -> list[dict[str, float]]:
     return [{"eta": eta} for eta in OFFERS[name].etas] or [{}]
 
 
-def diffusers_loop(ready: Any, bank: list[Tensor], options: dict[str, float], begin: int | None = None) -> Tensor:
-    """The loop as diffusers' pipelines write it, noise taken from the bank. begin: img2img from this evaluation on."""
-    first = begin or 0
+def diffusers_loop(
+    ready: Any, rows: np.ndarray, bank: list[Tensor], options: dict[str, float], begin: int | None = None
+) -> Tensor:
+    """The loop as diffusers' pipelines write it. begin: img2img from this evaluation on.
+
+    rows: say which draw of the bank an evaluation uses; a scheduler also draws where it takes none of the noise.
+    """
+    first, j = begin or 0, 0
     begin_at(ready, first)
-    drawn = iter(bank[1:])
     x = bank[0] * getattr(ready, "init_noise_sigma", 1.0)
     if begin is not None:
         x = ready.add_noise(bank[-1], bank[0], ready.timesteps[first].reshape(1))
-    with replaced_noise(ready, lambda: next(drawn)):
-        for t in ready.timesteps[first:]:
+    with replaced_noise(ready, lambda: bank[int(rows[1 + j, AT["j"]])]):
+        for j, t in enumerate(ready.timesteps[first:]):
             scaled = ready.scale_model_input(x, t) if hasattr(ready, "scale_model_input") else x
             x = ready.step(model(scaled, t), t, x, return_dict=False, **options)[0]
     return x
@@ -92,7 +98,7 @@ def row_loop(rows: np.ndarray, bank: list[Tensor]) -> np.ndarray:
     image, history = bank[-1].numpy(), [np.zeros(SHAPE, np.float32)] * HISTORY
     at = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
     x = at[0]["a"] * image + at[0]["c"] * bank[0].numpy()
-    for before, row in zip(at, at[1:], strict=False):
+    for before, row in pairwise(at):
         e = model(torch.from_numpy(before["s"] * x), torch.tensor(before["t"])).numpy()
         m = row["p"] * x + row["q"] * e
         x = row["a"] * x + row["d"] * e + row["b0"] * m + row["c"] * bank[int(row["j"])].numpy()
@@ -117,18 +123,32 @@ def relative(actual: Any, expected: Tensor) -> float:
     return float(np.linalg.norm(np.asarray(actual) - expected.numpy()) / np.linalg.norm(expected.numpy()))
 
 
+def compare(
+    ready: Any, actual: Any, rows: Any, bank: Any, options: Any, allowed: float, begin: int | None = None
+) -> None:
+    """A loop's end against diffusers'. Where diffusers' own fp32 is further from its own fp64 than `allowed` (LCM
+    divides by a small α in each step, and the network carries the rounding on), twice that is allowed.
+    """
+    error = relative(actual, diffusers_loop(snapshot(ready), rows, bank, options, begin))
+    if error > allowed:
+        single = diffusers_loop(snapshot(ready), rows, bank, options, begin)
+        double = diffusers_loop(snapshot(ready), rows, [one.double() for one in bank], options, begin)
+        allowed = max(allowed, 2 * relative(single, double))
+    assert error <= allowed, f"{len(rows) - 1} evaluations from {begin}, {options}: {error:.1e} over {allowed:.1e}"
+
+
 def check(name: str, config: str, steps: tuple[int, ...]) -> None:
     with quiet():
         try:
             one = subject(name, config)
         except SchedulerUnsupported as error:
             pytest.skip(error.actual)
-        for count in (n for n in steps if n <= 50 or name not in ("lcm", "tcd")):
-            for options in options_of(name):
+        most = 50 if name in ("lcm", "tcd") else MAX_STEPS
+        for count in (n for n in steps if n <= most):
+            for options in [{"eta": eta} for eta in etas_of(name, CONFIGS[config], ())] or [{}]:
                 ready = prepared(one._scheduler, count)
-                expected = diffusers_loop(ready, noises(count), options)
-                error = relative(row_loop(one.table(count, options), noises(count)), expected)
-                assert error <= tolerance(name, ready), f"{name}, {config}, {count} steps, {options}: {error:.1e}"
+                rows, bank = one.table(count, options), noises(count)
+                compare(ready, row_loop(rows, bank), rows, bank, options, tolerance(name, ready))
 
 
 def grid(names: Any, configs: Any) -> list[Any]:
@@ -172,9 +192,8 @@ def check_late(name: str, steps: tuple[int, ...]) -> None:
             at = 0
             for first, own in late_begins(count, len(rows) - 1, one.order, warm):
                 ready = prepared(one._scheduler, count)
-                expected = diffusers_loop(ready, noises(count), options, first)
-                actual = row_loop(composed(rows, late[at : at + own], first), noises(count))
-                assert relative(actual, expected) <= tolerance(name, ready), (count, first, relative(actual, expected))
+                mine, bank = composed(rows, late[at : at + own], first), noises(count)
+                compare(ready, row_loop(mine, bank), mine, bank, options, tolerance(name, ready), first)
                 at += own
             assert at == len(late)
 
