@@ -20,9 +20,8 @@ from export.schedulers import OFFERS, Offer
 from export.solver import COLUMNS, MAX_STEPS, ROWS, Subject, Table
 from export.table_cache import Tabled
 
-
-ETA_STEPS = 8
-"""Of the table that shows whether a scheduler runs at an eta."""
+ETA_STEPS = (1, 2, 3, 4, 5, 8, 20, 50)
+"""Of the tables that show whether a scheduler runs at an eta."""
 
 
 def write_tables(
@@ -106,7 +105,8 @@ def etas_of(name: str, config: Mapping[str, Any], more: Sequence[float]) -> tupl
 
 def _runs(subject: Subject, eta: float) -> bool:
     try:
-        subject.table(ETA_STEPS, {"eta": eta})
+        for steps in ETA_STEPS:
+            subject.table(steps, {"eta": eta})
     except SchedulerUnsupported:
         return False
     return True

@@ -13,12 +13,12 @@ from filelock import FileLock
 
 from engine.bundle import FILE, load_bundle, verified_path
 from engine.errors import ExportMismatch, OptionInvalid, OutputError, SchedulerUnsupported, SourceError
+from engine.tablefile import TableFile
 from engine.wiring import host_wires
 from export import bundle as export_module
 from export.bundle import export_bundle
 from export.families import open_model
 from export.place import placed_folder
-from engine.tablefile import TableFile
 from export.scheduler import make_scheduler
 from export.schedulers import OFFERS
 from export.solver import COLUMNS, table

@@ -44,7 +44,9 @@ SHAPE = (1, 4, 8, 8)
 ROUNDING = 2.0**-24
 """Of float32. Euler adds and subtracts numbers as large as σ to get one of size 1, in diffusers' loop as in ours, so
 where σ starts above 168 (emoji, zero SNR) the two differ by this much of σ."""
-LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 5e-5, "tcd": 5e-5}
+LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 1e-4, "tcd": 1e-4}
+"""LCM and TCD take a prediction of the image from x and e with factors up to 14 whose products all but cancel; rounded
+to float32 in the table, they cost 9e-5 of this network's loop of 20 steps (5e-5 was hoped for)."""
 
 
 def tolerance(name: str, scheduler: Any) -> float:
@@ -87,7 +89,7 @@ def diffusers_loop(
     if begin is not None:
         x = ready.add_noise(bank[-1], bank[0], ready.timesteps[first].reshape(1))
     with replaced_noise(ready, lambda: bank[int(rows[1 + j, AT["j"]])]):
-        for j, t in enumerate(ready.timesteps[first:]):
+        for j, t in enumerate(ready.timesteps[first:]):  # noqa: B007 - the draws read it
             scaled = ready.scale_model_input(x, t) if hasattr(ready, "scale_model_input") else x
             x = ready.step(model(scaled, t), t, x, return_dict=False, **options)[0]
     return x
@@ -175,8 +177,8 @@ def test_replays_every_real_loop(name: str, config: str) -> None:
     check(name, config, STEPS)
 
 
-LATE = ("euler", "euler_ancestral_trailing", "heun", "dpm2_ancestral", "lms_karras", "ddim", "pndm", "deis", "unipc_karras",
-        "dpmpp_2m", "dpmpp_3m_sde_karras", "dpmpp_2s", "dpmpp_2s_sde", "lcm", "tcd")  # fmt: skip
+LATE = ("euler", "euler_ancestral_trailing", "heun", "dpm2_ancestral", "lms_karras", "ddim", "pndm", "deis",
+        "unipc_karras", "dpmpp_2m", "dpmpp_3m_sde_karras", "dpmpp_2s", "dpmpp_2s_sde", "lcm", "tcd")  # fmt: skip
 
 
 def check_late(name: str, steps: tuple[int, ...]) -> None:
