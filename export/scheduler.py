@@ -100,6 +100,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)  # KDPM2 cumulates a tensor as if it were an array
             yield
     finally:
         logging.set_verbosity(before)

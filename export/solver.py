@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engine.tablefile import late_begins
 from export.probe import NO_OPTIONS, Probe, Vector, prepared, probe, together
-from export.rows import HISTORY, UPDATE, explained, rows_of
+from export.rows import HISTORY, UPDATE, D, explained, rows_of
 from export.scheduler import make_scheduler, own_name, refusals, unsupported
 
 COLUMNS = (*UPDATE, "j", "s", "t", "u", "v")
@@ -63,6 +63,7 @@ class Subject:
         self.name, self.order = name, int(getattr(scheduler, "order", 1))
         self._scheduler = scheduler
         self._ready: dict[int, Any] = {}
+        self._ahead = 0
 
     def table(self, steps: int, options: Mapping[str, Any] = NO_OPTIONS) -> Table:
         """The table at one step count: (evaluations + 1, 15), float32, columns as in COLUMNS."""
@@ -91,26 +92,35 @@ class Subject:
             with refusals(self.name):
                 ready = self._prepared(steps)
                 whole = self._rows(probe(ready, options=options, noised=False), f"of {steps}")
+                if whole[..., D].any():  # rows in pairs: a row's m is what the next one needs, so that is looked at too
+                    self._ahead = 1
                 for begin in range(self.order, steps * self.order, self.order):
                     late = probe(ready, begin=begin, options=options, noised=False)
                     most = self._differing(whole[:, begin:], late, most)
         return most
 
     def late_rows(self, counts: Iterable[int], warm: int, options: Mapping[str, Any] = NO_OPTIONS) -> list[Table]:
-        """The rows that each late begin has of its own, for each step count, one begin after another: (rows, 10)."""
-        runs, owners = defaultdict[int, list[Probe]](list), defaultdict[int, list[tuple[int, int]]](list)
+        """The rows that each late begin has of its own, for each step count, one begin after another: (rows, 10).
+
+        `warm_count` ran before.
+        """
+        runs, owners = defaultdict[int, list[Probe]](list), defaultdict[int, list[tuple[int, int, int]]](list)
         for steps in (counts := list(counts)):
             with refusals(self.name):
                 ready = self._prepared(steps)
-                for first, count in late_begins(steps, len(ready.timesteps), self.order, warm):
-                    runs[count].append(probe(ready, begin=first, count=count, options=options, noised=False))
-                    owners[count].append((steps, first))
+                for first, count in late_begins(steps, len(ready.timesteps), self.order, warm) if warm else ():
+                    run = probe(ready, begin=first, count=count + self._ahead, options=options, noised=False)
+                    runs[run.count].append(run)
+                    owners[run.count].append((steps, first, count))
         found: dict[tuple[int, int], Vector] = {}
         for count, some in runs.items():  # loops of one length are fitted at once
-            found |= dict(zip(owners[count], self._rows(together(some), LATE), strict=True))
+            every = zip(owners[count], self._rows(together(some), LATE), strict=True)
+            found |= {(steps, first): rows[:own] for (steps, first, own), rows in every}
         none = np.zeros((0, len(UPDATE)))
         return [
-            np.concatenate([none, *(found[n, begin * self.order] for begin in range(1, n))]).astype(np.float32)
+            np.concatenate([none, *(found[n, begin * self.order] for begin in range(1, n if warm else 1))]).astype(
+                np.float32
+            )
             for n in counts
         ]
 
@@ -124,7 +134,7 @@ class Subject:
 
     def _rows(self, runs: Probe, where: str) -> Vector:
         if not (np.isfinite(runs.states).all() and np.isfinite(runs.memory).all()):
-            raise self._unsupported(f"infinite numbers {where}")
+            raise self._unsupported(f"a loop {where} that is not finite in diffusers either")
         rows, failed = rows_of(runs)
         if failed.any():
             raise self._unsupported(f"step {failed.any(0).argmax()} {where} does not fit the row")

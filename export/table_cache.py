@@ -31,7 +31,7 @@ META = ("min_steps", "max_steps", "order", "warm", "etas")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tabled:
-    """One scheduler's tables. tables, late: by eta (one where it takes none) and step count; late may be empty."""
+    """One scheduler's tables. tables, late: for each eta (or one), by step count; late may be empty."""
 
     min_steps: int
     max_steps: int

@@ -60,7 +60,9 @@ def _is_missing(name: str, config: Mapping[str, Any], etas: Sequence[float], cac
         offer = offer_of(name, config)
     except SchedulerUnsupported:
         return False
-    return not (cache / table_cache.entry_name(offer.class_name, offer.settings, config, etas_of(offer, etas))).exists()
+    return not (
+        cache / table_cache.entry_name(offer.class_name, offer.settings, config, etas_of(name, config, etas))
+    ).exists()
 
 
 def _start(job: Mapping[str, Any]) -> subprocess.Popen[bytes]:

@@ -22,6 +22,8 @@ from export.table_cache import Tabled
 
 FEW = 10
 """LCM and TCD take 50 steps at most, no class fewer; PNDM some at least."""
+ETA_STEPS = (1, 2, 3, 4, 5, 8, 20, 50)
+"""Of the tables that show whether a scheduler runs at an eta."""
 
 
 def write_tables(
@@ -54,7 +56,7 @@ def write_tables(
             refused |= dict.fromkeys((name, *OFFERS[name].aliases), error.actual)
             continue
         offer = offer_of(name, config)
-        taken = etas_of(offer, etas)
+        taken = etas_of(name, config, etas)
         entries[name] = _entry(offer, found, taken)
         where = [key(name, taken, eta) for eta in taken] or [name]
         tables |= dict(zip(where, found.tables, strict=True))
@@ -80,7 +82,7 @@ def our_name(asked: str) -> str:
 def tabled(name: str, config: Mapping[str, Any], etas: Sequence[float], cache: Path) -> Tabled:
     """One scheduler's tables, out of the cache where they are in it. Raises SchedulerUnsupported."""
     scheduler, offer = make_scheduler(name, config), offer_of(name, config)
-    taken = etas_of(offer, etas)
+    taken = etas_of(name, config, etas)
     path = cache / table_cache.entry_name(offer.class_name, offer.settings, config, taken)
     found = table_cache.load(path)
     if found is None:
@@ -90,9 +92,26 @@ def tabled(name: str, config: Mapping[str, Any], etas: Sequence[float], cache: P
     return found
 
 
-def etas_of(offer: Offer, more: Sequence[float]) -> tuple[float, ...]:
-    """The etas that an offer gets tables for, its default first; none where it takes none."""
-    return tuple(dict.fromkeys([*offer.etas, *map(float, more)])) if offer.etas else ()
+def etas_of(name: str, config: Mapping[str, Any], more: Sequence[float]) -> tuple[float, ...]:
+    """The etas that a scheduler gets tables for, its default first; none where it takes none.
+
+    DDIM's 1 is left out for a model of zero terminal SNR: diffusers takes the root of a rounding error below zero.
+    """
+    offer = offer_of(name, config)
+    if not offer.etas:
+        return ()
+    subject = Subject(name, make_scheduler(name, config))
+    first, *others = dict.fromkeys([*offer.etas, *map(float, more)])
+    return (first, *(eta for eta in others if _runs(subject, eta)))
+
+
+def _runs(subject: Subject, eta: float) -> bool:
+    try:
+        for steps in ETA_STEPS:
+            subject.table(steps, {"eta": eta})
+    except SchedulerUnsupported:
+        return False
+    return True
 
 
 def probed(name: str, scheduler: Any, etas: Sequence[float]) -> Tabled:

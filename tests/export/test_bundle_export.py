@@ -13,12 +13,16 @@ from filelock import FileLock
 
 from engine.bundle import FILE, load_bundle, verified_path
 from engine.errors import ExportMismatch, OptionInvalid, OutputError, SchedulerUnsupported, SourceError
+from engine.tablefile import TableFile
 from engine.wiring import host_wires
 from export import bundle as export_module
 from export.bundle import export_bundle
 from export.families import open_model
 from export.place import placed_folder
-from export.solver import COLUMNS, SCHEDULERS, make_scheduler, table
+from export.scheduler import make_scheduler
+from export.schedulers import OFFERS
+from export.solver import COLUMNS, table
+from tests.conftest import SCHEDULERS
 
 
 def test_writes_a_bundle_that_loads(tiny_bundle: Path) -> None:
@@ -47,14 +51,15 @@ def test_fp16_graphs_keep_solver_arithmetic_in_fp32(tiny_bundle: Path) -> None:
     for graph in bundle.graphs("fp16"):
         assert graph.precision == ("fp32" if graph.name in ("start", "solver") else "fp16")
         for binding in graph.bindings:
-            if binding.name in (*host_wires(4, 8, 200, 13), "latents", "history", "timestep"):
+            if binding.name in (*host_wires(4, 8, 200, 15), "latents", "history", "timestep"):
                 assert binding.dtype in ("float32", "int32")
 
 
 def test_tables_hold_every_scheduler_at_every_step_count(tiny_bundle: Path) -> None:
-    arrays = np.load(tiny_bundle / "tables.npz")
-    assert set(arrays) == {f"{name}/{steps}" for name in SCHEDULERS for steps in range(1, 101)}
-    assert arrays["euler/20"].shape == (21, len(COLUMNS))
+    file = TableFile((tiny_bundle / "tables.npz").read_bytes())
+    for key in (*SCHEDULERS, "ddim@1"):
+        assert file.table(key, len(COLUMNS)).counts[19] == {"heun": 40, "pndm": 22}.get(key, 21)
+    assert sum(file.warm("dpmpp_2m").counts) == sum(range(100))
 
 
 def test_reference_has_four_cases_with_fp16_errors(tiny_bundle: Path) -> None:
@@ -97,11 +102,10 @@ def test_a_graph_that_computes_something_else_is_an_error_and_leaves_nothing(
         }
 
     monkeypatch.setattr(export_module, "run_module", shifted)
-    monkeypatch.setattr(export_module, "SCHEDULERS", {"dpmpp_2m": SCHEDULERS["dpmpp_2m"]})
     with pytest.raises(
         ExportMismatch, match=r"conditioning.onnx \(fp32\), case 'default', output 'encoder_hidden"
     ) as info:
-        export_bundle(tiny_source, tmp_path / "tiny", precisions=("fp32",))
+        export_bundle(tiny_source, tmp_path / "tiny", precisions=("fp32",), schedulers=("dpmpp_2m",))
     assert "relative error" in info.value.actual
     assert "e-05" in info.value.allowed
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
@@ -154,9 +158,25 @@ def test_refuses_missing_sources_and_weights(source: Path, tmp_path: Path) -> No
 
 
 def test_a_scheduler_without_tables_is_replaced_aloud(source: Path) -> None:
-    edit(source / "scheduler" / "scheduler_config.json", _class_name="PNDMScheduler")
-    with pytest.warns(UserWarning, match="PNDMScheduler has no tables .* 'dpmpp_2m'"):
+    edit(source / "scheduler" / "scheduler_config.json", _class_name="IPNDMScheduler")
+    with pytest.warns(UserWarning, match="IPNDMScheduler has no tables .* 'dpmpp_2m'"):
         assert open_model(source).defaults.scheduler == "dpmpp_2m"
+
+
+def test_the_models_own_scheduler_is_the_default(source: Path) -> None:
+    path = source / "scheduler" / "scheduler_config.json"
+    edit(path, _class_name="PNDMScheduler", skip_prk_steps=True)
+    assert open_model(source).defaults.scheduler == "pndm"
+    edit(
+        path,
+        _class_name="DPMSolverMultistepScheduler",
+        solver_order=3,
+        algorithm_type="dpmsolver++",
+        euler_at_final=True,
+    )
+    assert open_model(source).defaults.scheduler == "dpmpp_3m"
+    edit(path, _class_name="LMSDiscreteScheduler", use_karras_sigmas=True)
+    assert open_model(source).defaults.scheduler == "lms_karras"
 
 
 def test_refuses_unknown_precisions(tiny_source: Path, tmp_path: Path) -> None:
@@ -167,6 +187,7 @@ def test_refuses_unknown_precisions(tiny_source: Path, tmp_path: Path) -> None:
 def test_scheduler_names_mean_one_thing_whatever_the_source_says() -> None:
     base = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     for name in SCHEDULERS:
+        assert name in OFFERS
         plain, karras = (table(name, make_scheduler(name, {**base, "use_karras_sigmas": k}), 4) for k in (False, True))
         assert np.array_equal(plain, karras)
     tables = [table(name, make_scheduler(name, base), 4).tobytes() for name in SCHEDULERS]

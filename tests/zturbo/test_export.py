@@ -18,8 +18,8 @@ def fake_export(monkeypatch, small_bundle):
     pytest.importorskip("torch")
     calls = []
 
-    def export_bundle(source, out, *, precisions, device, on_progress):
-        calls.append((str(source), str(out), precisions, device))
+    def export_bundle(source, out, *, precisions, schedulers, etas, device, on_progress):
+        calls.append((str(source), str(out), precisions, schedulers, etas, device))
         on_progress("solver tables", 1, 2)
         return load_bundle(small_bundle)
 
@@ -29,10 +29,11 @@ def fake_export(monkeypatch, small_bundle):
 
 def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export):
     zturbo("export", "models/emoji")
-    zturbo("export", "models/emoji", "--out", "here", "--precision", "fp16", "--device", "cuda:1")
+    zturbo("export", "models/emoji", "--out", "here", "--precision", "fp16", "--device", "cuda:1",
+           "--schedulers", "euler dpmpp_2m", "--eta", "0.3", "--eta", "0.5")  # fmt: skip
     assert fake_export == [
-        ("models/emoji", "trt_models/emoji", ("fp32", "fp16"), "cpu"),
-        ("models/emoji", "here", ("fp16",), "cuda:1"),
+        ("models/emoji", "trt_models/emoji", ("fp32", "fp16"), None, (), "cpu"),
+        ("models/emoji", "here", ("fp16",), ("euler", "dpmpp_2m"), (0.3, 0.5), "cuda:1"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,13 +23,17 @@ def run(
     source: Annotated[Path, typer.Argument(help="A folder in diffusers layout, such as models/emoji.")],
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; default: trt_models/<name>.")] = None,
     precision: Annotated[Precisions, typer.Option(help="fp16 is what TensorRT gets.")] = "both",
+    schedulers: Annotated[str | None, typer.Option(help='Their names: "euler dpmpp_2m"; default: all.')] = None,
+    eta: Annotated[list[float] | None, typer.Option(help="Tables for this eta too; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a model in diffusers layout to a bundle, and check every graph against the model."""
     folder = bundle_folder(source) if out is None else out
     begun = time.perf_counter()
-    bundle = export_model(source, folder, BOTH if precision == "both" else (precision,), device)
+    names = None if schedulers is None else tuple(schedulers.replace(",", " ").split())
+    precisions = BOTH if precision == "both" else (precision,)
+    bundle = export_model(source, folder, precisions, device, schedulers=names, etas=tuple(eta or ()))
     seconds = time.perf_counter() - begun
     size_bytes = sum(entry.size_bytes for entry in bundle.files.values())
     if as_json:
@@ -38,10 +43,20 @@ def run(
         typer.echo(f"{folder}: {len(bundle.files)} files, {bytes_text(size_bytes)}, in {seconds:.0f} s")
 
 
-def export_model(source: Path, folder: Path, precisions: tuple[Precision, ...] = BOTH, device: str = "cpu") -> Bundle:
+def export_model(
+    source: Path,
+    folder: Path,
+    precisions: tuple[Precision, ...] = BOTH,
+    device: str = "cpu",
+    *,
+    schedulers: Sequence[str] | None = None,
+    etas: Sequence[float] = (),
+) -> Bundle:
     """Export with a progress bar. Raises what `export_bundle` raises, and ZturboError without the extra `export`."""
     check_writable(folder.parent)
     with extra("export", command="export"):
         from export.bundle import export_bundle
     with progress() as advance:
-        return export_bundle(source, folder, precisions=precisions, device=device, on_progress=advance)
+        return export_bundle(
+            source, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device, on_progress=advance
+        )
