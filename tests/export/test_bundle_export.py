@@ -120,19 +120,19 @@ def edit(path: Path, **values: object) -> None:
 def test_refuses_other_families_by_name(source: Path, tmp_path: Path) -> None:
     edit(source / "model_index.json", _class_name="FluxPipeline")
     with pytest.raises(SourceError, match="FluxPipeline"):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_refuses_added_embeddings(source: Path, tmp_path: Path) -> None:
     edit(source / "unet" / "config.json", addition_embed_type="text_time")
     with pytest.raises(SourceError, match="added embeddings"):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_refuses_a_scheduler_that_is_not_linear(source: Path, tmp_path: Path) -> None:
     edit(source / "scheduler" / "scheduler_config.json", thresholding=True)
     with pytest.raises(SchedulerUnsupported):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
     assert not (tmp_path / "out").exists()
 
 
@@ -141,16 +141,16 @@ def test_refuses_a_scheduler_that_is_not_linear(source: Path, tmp_path: Path) ->
 def test_refuses_broken_configs(source: Path, tmp_path: Path, content: bytes, name: str) -> None:
     (source / name).write_bytes(content)
     with pytest.raises(SourceError) as info:
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
     assert str(source) in info.value.subject
 
 
 def test_refuses_missing_sources_and_weights(source: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
-        export_bundle(tmp_path / "nowhere", tmp_path / "out")
+        export_bundle(tmp_path / "nowhere", tmp_path / "out", schedulers=("dpmpp_2m",))
     (source / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(SourceError, match="vae"):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_a_scheduler_without_tables_is_replaced_aloud(source: Path) -> None:
@@ -196,7 +196,7 @@ def test_scheduler_names_mean_one_thing_whatever_the_source_says() -> None:
 def test_settings_that_have_no_table_are_refused_by_name(source: Path, tmp_path: Path, settings: dict) -> None:
     edit(source / "scheduler" / "scheduler_config.json", **settings)
     with pytest.raises(SchedulerUnsupported, match="scheduler 'euler'"):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_refuses_an_output_below_a_regular_file(tiny_source: Path, tmp_path: Path) -> None:
