@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from engine.tablefile import late_begins
 from export.probe import NO_OPTIONS, Probe, Vector, prepared, probe, together
 from export.rows import HISTORY, UPDATE, D, explained, rows_of
-from export.scheduler import make_scheduler, own_name, refusals, unsupported
+from export.scheduler import make_scheduler, own_name, quiet, refusals, unsupported
 
 COLUMNS = (*UPDATE, "j", "s", "t", "u", "v")
 AT = {column: k for k, column in enumerate(COLUMNS)}
@@ -54,7 +54,8 @@ def own_scheduler(config: Mapping[str, Any]) -> str:
 
 def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
     """Raise SchedulerUnsupported where a scheduler has no tables over this scheduler_config."""
-    table(name, make_scheduler(name, config), OWN_STEPS)
+    with quiet():
+        table(name, make_scheduler(name, config), OWN_STEPS)
 
 
 class Subject:
