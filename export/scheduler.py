@@ -45,7 +45,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     settings = {key: value for key, value in {**config, **offer.settings}.items() if key in known}
     _check_settings(name, {**(defaults_of(kind) if name == OWN else {}), **config}, known)
     _check_needs(name, offer, config, known)
-    with refusals(name):
+    with refusals(name), quiet():
         return kind.from_config(settings)
 
 

@@ -34,8 +34,9 @@ CONFIGS: dict[Kind, Mapping[str, Any]] = {
 HEAD = """# Schedulers
 
 Written by `python -m export.scheduler_page` (`make schedulers`) for diffusers {version}; a test compares it.
-Case does not matter in a name. A model's own settings (prediction type, spacing, betas) hold for every scheduler; a class
-that does not know one of them is refused at export, by name. `own` is the model's own scheduler where it is none of these.
+Case does not matter in a name. A model's own settings (prediction type, spacing, betas) hold for every scheduler; a
+class that does not know one of them is refused at export, by name. `own` is the model's scheduler where it is none of
+these.
 
 ## Exported
 
@@ -64,7 +65,7 @@ def page() -> str:
         for name, offer in OFFERS.items():
             try:
                 exported.append(_row(name, offer))
-            except SchedulerUnsupported as error:
+            except SchedulerUnsupported as error:  # noqa: PERF203 - a hundred names
                 refused[name] = error.actual
     refused |= REFUSED_NAMES
     rows = "".join(f"| {name} | {reason} |\n" for name, reason in refused.items())

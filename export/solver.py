@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from engine.tablefile import late_begins
 from export.probe import NO_OPTIONS, Probe, Vector, prepared, probe, together
 from export.rows import HISTORY, UPDATE, D, explained, rows_of
-from export.scheduler import make_scheduler, own_name, refusals, unsupported
+from export.scheduler import make_scheduler, own_name, quiet, refusals, unsupported
 
 COLUMNS = (*UPDATE, "j", "s", "t", "u", "v")
 AT = {column: k for k, column in enumerate(COLUMNS)}
@@ -34,7 +34,7 @@ WARM_PROBES = (2, 3, 4, 5, 6, 8, 13)
 LATE = "after a late begin"
 Table = NDArray[np.float32]
 
-__all__ = ["COLUMNS", "HISTORY", "MAX_STEPS", "ROWS", "Subject", "Table", "own_scheduler", "table"]
+__all__ = ["COLUMNS", "HISTORY", "MAX_STEPS", "ROWS", "Subject", "Table", "check_scheduler", "own_scheduler", "table"]
 
 
 def table(name: str, scheduler: Any, steps: int, options: Mapping[str, Any] = NO_OPTIONS) -> Table:
@@ -48,8 +48,14 @@ def own_scheduler(config: Mapping[str, Any]) -> str:
     Raises SchedulerUnsupported, with the reason, where there can be none.
     """
     name = own_name(config)
-    table(name, make_scheduler(name, config), OWN_STEPS)
+    check_scheduler(name, config)
     return name
+
+
+def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+    """Raise SchedulerUnsupported where a scheduler has no tables over this scheduler_config."""
+    with quiet():
+        table(name, make_scheduler(name, config), OWN_STEPS)
 
 
 class Subject:

@@ -21,7 +21,7 @@ from engine.wiring import host_wires
 from export.families import Model
 from export.graph import GraphSpec
 from export.pictures import Encoder, Preview, fit_preview
-from export.solver import COLUMNS, HISTORY, ROWS, own_scheduler
+from export.solver import COLUMNS, HISTORY, ROWS, check_scheduler, own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
 from export.text_graph import Conditioning
@@ -120,10 +120,14 @@ def _model(source: Path, unet: dict[str, Any], text: dict[str, Any], vae: dict[s
 
 
 def default_scheduler(config: dict[str, Any]) -> str:
-    """Our name of the model's own scheduler; of one that has no tables the stand-in is told in a warning."""
+    """Our name of the model's own scheduler; of one that has no tables the stand-in is told in a warning.
+
+    Raises SchedulerUnsupported where the settings leave the stand-in none either.
+    """
     try:
         return own_scheduler(config)
     except SchedulerUnsupported as error:
+        check_scheduler(STAND_IN, config)
         warnings.warn(
             f"the model's scheduler {config.get('_class_name')} has no tables ({error.actual}); "
             f"requests that name none get '{STAND_IN}'", stacklevel=2,

@@ -86,7 +86,7 @@ def test_reference_has_four_cases_with_fp16_errors(tiny_bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_source_gives_the_same_bundle(tiny_source: Path, tiny_bundle: Path) -> None:
-    again = export_bundle(tiny_source, tiny_bundle.parent / "again" / "tiny")
+    again = export_bundle(tiny_source, tiny_bundle.parent / "again" / "tiny", schedulers=SCHEDULERS)
     before = load_bundle(tiny_bundle)
     assert again.files == before.files
 
@@ -124,19 +124,19 @@ def edit(path: Path, **values: object) -> None:
 def test_refuses_other_families_by_name(source: Path, tmp_path: Path) -> None:
     edit(source / "model_index.json", _class_name="FluxPipeline")
     with pytest.raises(SourceError, match="FluxPipeline"):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_refuses_added_embeddings(source: Path, tmp_path: Path) -> None:
     edit(source / "unet" / "config.json", addition_embed_type="text_time")
     with pytest.raises(SourceError, match="added embeddings"):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_refuses_a_scheduler_that_is_not_linear(source: Path, tmp_path: Path) -> None:
     edit(source / "scheduler" / "scheduler_config.json", thresholding=True)
     with pytest.raises(SchedulerUnsupported):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
     assert not (tmp_path / "out").exists()
 
 
@@ -145,16 +145,16 @@ def test_refuses_a_scheduler_that_is_not_linear(source: Path, tmp_path: Path) ->
 def test_refuses_broken_configs(source: Path, tmp_path: Path, content: bytes, name: str) -> None:
     (source / name).write_bytes(content)
     with pytest.raises(SourceError) as info:
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
     assert str(source) in info.value.subject
 
 
 def test_refuses_missing_sources_and_weights(source: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
-        export_bundle(tmp_path / "nowhere", tmp_path / "out")
+        export_bundle(tmp_path / "nowhere", tmp_path / "out", schedulers=("dpmpp_2m",))
     (source / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(SourceError, match="vae"):
-        export_bundle(source, tmp_path / "out")
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_a_scheduler_without_tables_is_replaced_aloud(source: Path) -> None:
@@ -199,15 +199,15 @@ def test_scheduler_names_mean_one_thing_whatever_the_source_says() -> None:
 )
 def test_settings_that_have_no_table_are_refused_by_name(source: Path, tmp_path: Path, settings: dict) -> None:
     edit(source / "scheduler" / "scheduler_config.json", **settings)
-    with pytest.raises(SchedulerUnsupported, match="scheduler 'euler'"):
-        export_bundle(source, tmp_path / "out")
+    with pytest.raises(SchedulerUnsupported, match="scheduler 'dpmpp_2m'"):
+        export_bundle(source, tmp_path / "out", schedulers=("dpmpp_2m",))
 
 
 def test_refuses_an_output_below_a_regular_file(tiny_source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError):
-            export_bundle(tiny_source, out)
+            export_bundle(tiny_source, out, schedulers=("dpmpp_2m",))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -286,7 +286,7 @@ def test_only_a_bundle_is_replaced(tmp_path: Path) -> None:
 def test_a_bundle_never_shares_a_folder_with_its_source(source: Path) -> None:
     for out in (source, source / "bundle", source.parent):
         with pytest.raises(OutputError, match="apart"):
-            export_bundle(source, out)
+            export_bundle(source, out, schedulers=("dpmpp_2m",))
     assert (source / "model_index.json").is_file()
 
 

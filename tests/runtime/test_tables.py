@@ -58,7 +58,7 @@ def test_a_scheduler_has_many_names(tables, asked, name):
 def test_an_unknown_name_tells_those_near_it(tables):
     with pytest.raises(RequestInvalid, match="Did you mean 'Euler a' or 'euler'") as caught:
         tables.get("Euler b", 5)
-    assert caught.value.allowed == "euler, ancestral, multistep"
+    assert caught.value.allowed == "ancestral, euler, multistep"
     with pytest.raises(RequestInvalid) as caught:
         tables.get("", 5)
     assert "Did you mean" not in caught.value.remedy
