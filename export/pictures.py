@@ -19,7 +19,7 @@ SEED = 5
 GRIDS = (1, 2, 4, 8, 16)
 """Sides of the grids of random values that are laid over each other: latents are smooth, and of all scales."""
 DEVIATION = 0.5
-"""Of these latents. At 1, a picture's own, most pixels saturate (models/emoji: R² on pictures 0.36, at 0.5 it is 0.83)."""
+"""Of these latents. At 1, as of pictures, most pixels saturate (emoji: R² on pictures 0.36, at 0.5 it is 0.83)."""
 SIDE, COUNT = 16, 12
 """Latents that the preview is fitted on: COUNT of SIDE × SIDE, 3072 places for 5 unknowns a colour."""
 
