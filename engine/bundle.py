@@ -1,7 +1,6 @@
 """bundle.json: what export writes and everything after it reads.
 
-Owns the schema, its strict reading, and the identity of every file. Does not know how a graph was made
-nor what runs it.
+Owns the schema, its strict reading, and the identity of every file. Does not know how a graph was made or is run.
 """
 
 from __future__ import annotations
@@ -73,9 +72,8 @@ class Defaults(Struct, frozen=True):
 class SchedulerEntry(Struct, frozen=True):
     """One scheduler in the tables: the diffusers class and settings it was probed from, and its range of steps.
 
-    aliases: other names that mean it; case does not matter. etas: those with tables, the default first; () where the
-    scheduler takes none. order: evaluations per scheduler step, as diffusers' pipelines count. warm: how many
-    evaluations differ from the table's where the loop begins later (img2img): a multistep solver has no history yet.
+    aliases: other names of it, in any case. etas: those with tables, the default first; none where it takes none.
+    order: evaluations per step, as diffusers' pipelines count. warm: how many rows are others after a late begin.
     """
 
     class_name: str
@@ -126,8 +124,7 @@ class LoopCase(Struct, frozen=True):
 class Reference(Struct, frozen=True):
     """Seeded inputs and fp32 torch outputs of every graph, and of a short loop, for the parity gate.
 
-    A hoisted prologue has no arrays of its own: it is judged with the graph it was cut from, whose arrays are those of
-    the whole.
+    A hoisted prologue has no arrays of its own: those of the graph it was cut from are the whole's.
     """
 
     file: str
@@ -138,9 +135,8 @@ class Reference(Struct, frozen=True):
 class Bundle(Struct, frozen=True):
     """The whole of bundle.json.
 
-    variants: the graphs by precision, each in the order they run in.
-    guidance_offset: what the runtime adds to a request's guidance_scale (1 for pos + g·(pos − neg)).
-    max_clip_skip: how many of the text encoder's last layers a request may leave out.
+    variants: the graphs by precision, each in the order they run in. guidance_offset: what the runtime adds to a
+    request's guidance_scale (1 for pos + g·(pos − neg)). max_clip_skip: the most layers that clip_skip may name.
     """
 
     version: int

@@ -76,12 +76,9 @@ def export_bundle(
         path = folder / FILES["tables"]
         tables = write_tables(model.scheduler_config, model.defaults.scheduler, path, schedulers, etas, cache)
         steps("reference")
-        recorded = record(model, exact := placed(model.specs("fp32"), device), folder)
-        variants = {}
-        for precision in sorted(precisions, key=PRECISIONS.index):  # one variant's modules in memory at a time
-            specs, exact = (exact if precision == "fp32" else ()), ()
-            specs = specs or placed(model.specs(precision), device)
-            variants[precision] = export_variant(model, precision, specs, folder, recorded, steps)
+        exact = [placed(model.specs("fp32"), device)]
+        recorded = record(model, exact[0], folder)
+        variants = write_variants(model, exact, precisions, folder, recorded, steps, device)
         bundle = Bundle(
             version=VERSION, sha256="", name=out.name, family=model.family,
             source=Source(path=_relative(source, out), sha256=source_sha256(source, model.components)),
@@ -91,6 +88,21 @@ def export_bundle(
             variants={p: variant.graphs for p, variant in variants.items()}, files=file_entries(folder),
         )  # fmt: skip
         return write_bundle(bundle, folder, out)
+
+
+def write_variants(
+    model: Model, exact: list[tuple[GraphSpec, ...]], precisions: Sequence[Precision], folder: Path,
+    recorded: Recorded, steps: Steps, device: str,
+) -> dict[Precision, Variant]:  # fmt: skip
+    """Export each precision, with one variant's modules in memory at a time; exact: those of fp32, taken out of it."""
+    variants = {}
+    for precision in sorted(precisions, key=PRECISIONS.index):
+        specs = exact.pop() if precision == "fp32" else ()
+        exact.clear()
+        specs = specs or placed(model.specs(precision), device)
+        variants[precision] = export_variant(model, precision, specs, folder, recorded, steps)
+        del specs
+    return variants
 
 
 def write_bundle(bundle: Bundle, folder: Path, out: Path) -> Bundle:

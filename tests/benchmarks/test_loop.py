@@ -117,7 +117,9 @@ def test_the_whole_measurement(folder, tmp_path, capsys):
     assert [found["plain"][n]["steps"] for n in ("2", "5")] == [12, 10]
     assert all(of["ratio"] >= 1 for kind in ("captured", "plain") for of in found[kind].values())
     assert {"median", "p5", "p95"} == found["step_alone_ms"].keys()
-    assert set(found["graphs_ms"]) == {"conditioning", "start", "denoiser", "solver", "decoder"}
+    assert set(found["graphs_ms"]) == {
+        "conditioning", "encoder", "start", "denoiser", "solver", "decoder", "preview"
+    }  # fmt: skip
 
 
 def test_the_steps_graphs_alone_are_launched_together(folder):

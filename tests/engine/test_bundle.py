@@ -184,7 +184,7 @@ def test_unknown_and_missing_keys_are_refused_in_every_object(raw, own_bundle):
         at(changed, path)["unknown"] = 1
         with pytest.raises(BundleInvalid, match="unknown"):
             decode_bundle(json.dumps(changed).encode(), own_bundle / FILE)
-        for key in set(at(body, path)) - {"carried", "hoisted_from"}:
+        for key in set(at(body, path)) - {"carried", "hoisted_from", "only_with"}:
             changed = json.loads(raw)
             del at(changed, path)[key]
             with pytest.raises(BundleInvalid):

@@ -27,7 +27,7 @@ from tests.conftest import SCHEDULERS
 
 def test_writes_a_bundle_that_loads(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
-    names = ["conditioning", "start", "prologue", "denoiser", "solver", "decoder"]
+    names = ["conditioning", "encoder", "start", "prologue", "denoiser", "solver", "decoder", "preview"]
     assert [graph.name for graph in bundle.graphs("fp32")] == names
     assert set(bundle.tables.schedulers) == set(SCHEDULERS)
     for name in bundle.files:
@@ -49,10 +49,10 @@ def test_graphs_are_opset_17_and_named_as_their_bindings(tiny_bundle: Path) -> N
 def test_fp16_graphs_keep_solver_arithmetic_in_fp32(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     for graph in bundle.graphs("fp16"):
-        assert graph.precision == ("fp32" if graph.name in ("start", "solver") else "fp16")
+        assert graph.precision == ("fp32" if graph.name in ("start", "solver", "preview") else "fp16")
         for binding in graph.bindings:
             if binding.name in (*host_wires(4, 8, 200, 15), "latents", "history", "timestep"):
-                assert binding.dtype in ("float32", "int32")
+                assert binding.dtype in ("float32", "int32") or binding.name == "image"
 
 
 def test_tables_hold_every_scheduler_at_every_step_count(tiny_bundle: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from engine.errors import ZturboError
 from runtime.pipeline import Pipeline
@@ -102,6 +103,14 @@ BAD_ARRAYS = st.one_of(
     ),
     st.sampled_from([math.nan, math.inf]).map(lambda value: np.full((1, 4, 16, 16), value, np.float32)),
 )
+RNG = np.random.default_rng(0)
+ARRAYS = [RNG.integers(0, 256, shape).astype(np.uint8) for shape in ((9, 7), (1, 1, 3), (33, 64, 4))]
+IMAGES = [Image.fromarray(array) for array in ARRAYS[1:]] + [
+    Image.new(mode, (5, 3)) for mode in ("1", "L", "P", "CMYK")
+]
+PICTURES = st.sampled_from([*ARRAYS, *IMAGES])
+BAD_PICTURES = BAD_ARRAYS | st.sampled_from([ARRAYS[0][None, None], ARRAYS[0][:0], ARRAYS[2][..., :2], "x.png", b"x"])
+NEED_IMAGE = ("mask", "strength")
 FIELDS = {
     "prompt": Field(TEXTS.map(lambda text: text or "a cat"), LONE | st.just("")),
     "negative_prompt": Field(TEXTS, LONE),
@@ -112,6 +121,12 @@ FIELDS = {
     "scheduler": Field(st.none(), ANYTHING | st.sampled_from(("euler/3", "../x", "Euler", "\ud800"))),
     "seed": Field(SEEDS | listed(SEEDS), ANYTHING | st.lists(st.integers(-2, 2**64), max_size=20)),
     "num_images": Field(st.sampled_from((None, 1, 1, 2, 3)), ANYTHING | st.sampled_from((0, 17, -1, 1 << 70))),
+    "eta": Field(st.none(), ANYTHING | st.floats()),
+    "clip_skip": Field(st.sampled_from((None, 0, 1, np.int8(1))), ANYTHING | st.integers(2, 1 << 70)),
+    "emphasis": Field(st.booleans(), ANYTHING.filter(lambda value: not isinstance(value, bool))),
+    "image": Field(st.none() | PICTURES, BAD_PICTURES),
+    "mask": Field(st.none() | PICTURES, BAD_PICTURES),
+    "strength": Field(st.sampled_from((None, 1, 1.0, np.float32(1))), ANYTHING | st.floats()),
     "latents": Field(st.none() | st.just(latents), BAD_ARRAYS),
     "noise": Field(st.none() | st.just(noise), BAD_ARRAYS),
 }
@@ -124,6 +139,8 @@ def requests(draw: st.DrawFn, pipeline: Pipeline, known: dict[str, Field]) -> di
     bad = draw(st.just(set()) | st.sets(st.sampled_from(sorted(known)), min_size=1, max_size=3))
     fields = {name: draw(known[name].bad) for name in known if name in bad}
     good = {name: draw(known[name].good) for name in known if name not in bad and name in {*named, "prompt"}}
+    if any(good.get(name) is not None for name in ("image", *NEED_IMAGE)):
+        good = {"image": ARRAYS[0], **{k: v for k, v in good.items() if k != "image" or v is not None}, "strength": 1.0}
     several = any(isinstance(value, PerImage) for value in good.values())
     count = good.get("num_images") or (draw(st.integers(1, 3)) if several else 1)
     draft = draft_of(pipeline, good, count)
@@ -211,13 +228,14 @@ def test_good_values_are_good_and_bad_ones_bad(pipeline, name):
     """Of values drawn for one field alone, all good ones give pictures, and many bad ones an error."""
     ended = Counter[bool]()
     draft = draft_of(pipeline, {}, 2)
+    beside = {"image": ARRAYS[0]} if name in NEED_IMAGE else {}
 
     @settings(max_examples=25, derandomize=True, deadline=None, database=None)
     @given(FIELDS[name].good, FIELDS[name].bad)
     def each(good: Any, bad: Any) -> None:
         value = good(draft) if callable(good) else good
-        assert ends_well(pipeline, {"prompt": "a cat", "num_images": 2, name: value})
-        ended[ends_well(pipeline, {"prompt": "a cat", name: bad})] += 1
+        assert ends_well(pipeline, {"prompt": "a cat", "num_images": 2, **beside, name: value})
+        ended[ends_well(pipeline, {"prompt": "a cat", **beside, name: bad})] += 1
 
     each()
     assert ended[False] >= ended.total() / 3

@@ -77,6 +77,7 @@ BAD = [
 
 PICTURE = "a PIL image, or a uint8 array of (H, W), (H, W, 3) or (H, W, 4)"
 BAD += [
+    *[("eta", value, "a number from 0 to 1") for value in (-0.1, 1.1, math.nan, "1", True, 1j, HUGE, [1])],
     *[(field, value, PICTURE) for field in ("image", "mask") for value in ("a.png", 7, [0], ARRAY, PIXELS[0, 0])],
     *[("strength", value, "a number above 0, to 1") for value in (0, -1, 1.1, math.nan, "1", True, 1j, HUGE, [1])],
 ]
@@ -135,6 +136,7 @@ GOOD = {
     "noise": (None, ARRAY[:, :0]),
     "image": (None, PIXELS, PIXELS[..., 0], PIXELS[:1, :1]),
     "mask": (None, PIXELS, PIXELS[..., 0]),
+    "eta": (None, 0, 1, 0.5, np.float32(0.25)),
     "strength": (None, 1, 1.0, 5e-324, np.float32(0.5), np.int8(1)),
 }
 
