@@ -47,21 +47,14 @@ FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "re
 
 
 def export_bundle(
-    source: Path,
-    out: Path,
-    *,
-    precisions: Sequence[Precision] = PRECISIONS,
-    schedulers: Sequence[str] | None = None,
-    etas: Sequence[float] = (),
-    cache: Path | None = None,
-    device: str = "cpu",
-    on_progress: Progress | None = None,
-) -> Bundle:
+    source: Path, out: Path, *, precisions: Sequence[Precision] = PRECISIONS, schedulers: Sequence[str] | None = None,
+    etas: Sequence[float] = (), cache: Path | None = None, device: str = "cpu", on_progress: Progress | None = None,
+) -> Bundle:  # fmt: skip
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
-    precisions: the variants to write; fp16 is what TensorRT gets. schedulers: by any of their names,
-    None for all. etas: tables for these too, where a scheduler takes one. device: where torch runs, `cpu`, `cuda:1`.
-    on_progress(what, done, total). Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or
+    precisions: the variants to write; fp16 is what TensorRT gets. schedulers: by any of their names, None for all.
+    etas: tables for these too, where a scheduler takes one. cache: a folder for tables that were probed before, None
+    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total). Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or
     OutputError; then `out` is untouched.
     """
     _check_precisions(precisions)
