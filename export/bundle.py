@@ -54,8 +54,8 @@ def export_bundle(
 
     precisions: the variants to write; fp16 is what TensorRT gets. schedulers: by any of their names, None for all.
     etas: tables for these too, where a scheduler takes one. cache: a folder for tables that were probed before, None
-    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total). Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or
-    OutputError; then `out` is untouched.
+    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total).
+    Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` is untouched.
     """
     _check_precisions(precisions)
     check_device(device)

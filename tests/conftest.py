@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -86,11 +86,14 @@ def emoji_bundle() -> Path:
     return exported(ROOT / "models" / "emoji")
 
 
-def exported(model: Path) -> Path:
-    """The model's bundle in .cache/tests; skips the test where there is no fresh one and no torch to make it."""
+def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS) -> Path:
+    """The model's bundle in .cache/tests; skips the test where there is no fresh one and no torch to make it.
+
+    name: of the bundle, where it is not the model's own with SCHEDULERS.
+    """
     if not (model / "model_index.json").is_file():
         pytest.fail(f"{model} is no model in diffusers layout; the checkout is not whole")
-    folder = CACHE / "bundles" / model.name
+    folder = CACHE / "bundles" / (name or model.name)
     sources = [*model.rglob("*.json"), *model.rglob("*.safetensors"), *(ROOT / "export").rglob("*.py")]
     sources += [
         ROOT / "engine" / f"{name}.py" for name in ("binding", "bundle", "hoist", "shapes", "tablefile", "wiring")
@@ -103,7 +106,7 @@ def exported(model: Path) -> Path:
         from export.bundle import export_bundle
 
         torch.set_num_threads(1)  # sums in one order, whichever test asks first
-        export_bundle(model, folder, schedulers=SCHEDULERS, cache=CACHE / "tables")
+        export_bundle(model, folder, schedulers=schedulers, cache=CACHE / "tables")
     return folder
 
 

@@ -12,14 +12,18 @@ def readme(root):
     return (root / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_runs(readme, emoji_bundle, monkeypatch, tmp_path, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_python_examples_run(readme, root, emoji_bundle, monkeypatch, tmp_path, capsys):
+    code, with_config = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     (tmp_path / "trt_models").mkdir()
     (tmp_path / "trt_models" / "emoji").symlink_to(emoji_bundle)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert "20 of 20" in capsys.readouterr().out
     assert (tmp_path / "out" / "fox-1.png").stat().st_size > 1000
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "config.yaml").write_bytes((root / "docs" / "config.yaml").read_bytes())
+    exec(compile(with_config, "README.md", "exec"), {})
+    assert len(list((tmp_path / "out").glob("image-*.png"))) == 4
 
 
 def test_every_command_has_an_example(readme, root):
