@@ -59,7 +59,8 @@ class Preview(nn.Module):
         if self._weights is None:
             self._weights = self._fit()
         weights = torch.from_numpy(self._weights).to(latents.device)
-        pixels = latents.permute(0, 2, 3, 1) @ weights[:-1] + weights[-1]
+        # A sum of products, not a product of matrices: TensorRT-RTX has none of fp32 for Turing.
+        pixels = (latents.permute(0, 2, 3, 1)[..., None] * weights[:-1]).sum(-2) + weights[-1]
         return torch.round(torch.clamp(pixels, 0, 255)).to(torch.uint8)
 
 

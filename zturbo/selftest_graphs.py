@@ -159,14 +159,12 @@ def _encoder(n: Nodes) -> None:
 
 
 def _preview(n: Nodes) -> None:
-    """A pixel for each place, by one product."""
+    """A pixel for each place: a linear map of its channels, by a sum of products, as export writes it."""
     x = n.add("pixels", "Transpose", "latents", perm=[0, 2, 3, 1])
-    x = n.add(
-        "pixels",
-        "Mul",
-        n.add("pixels", "MatMul", x, n.constant(np.linspace(-1, 1, 3 * CHANNELS).reshape(CHANNELS, 3))),
-        n.constant(4),
-    )
+    each = n.add("pixels", "Unsqueeze", x, n.constant([4], np.int64))
+    weights = n.constant(np.linspace(-4, 4, 3 * CHANNELS).reshape(CHANNELS, 3))
+    products = n.add("pixels", "Mul", each, weights)
+    x = n.add("pixels", "ReduceSum", products, n.constant([3], np.int64), keepdims=0)
     x = n.add("pixels", "Clip", n.add("pixels", "Add", x, n.constant(128)), n.constant(0), n.constant(255))
     n.add("pixels", "Cast", n.add("pixels", "Round", x), to=TensorProto.UINT8, out="preview")
 
