@@ -44,14 +44,22 @@ SHAPE = (1, 4, 8, 8)
 ROUNDING = 2.0**-24
 """Of float32. Euler adds and subtracts numbers as large as σ to get one of size 1, in diffusers' loop as in ours, so
 where σ starts above 168 (emoji, zero SNR) the two differ by this much of σ."""
-LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 1e-4, "tcd": 1e-4}
-"""LCM and TCD take a prediction of the image from x and e with factors up to 14 whose products all but cancel; rounded
-to float32 in the table, they cost 9e-5 of this network's loop of 20 steps (5e-5 was hoped for)."""
+LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 5e-5, "tcd": 5e-5, "lms": 5e-5}
+STEEP = {"lms": 8, "dpmpp_sde": 12}
+"""Times ROUNDING of σ, others 4: in loops of 2 to 8 steps from σ = 420 down LMS extrapolates and DPM++ SDE goes half way
+first, with coefficients above 1; 2.7e-4 is the most that was found. LMS is also off by 3e-5 in two steps that end at
+σ = 0.03, where it divides by that."""
+CLOSE = 6e-5
+"""For beta sigmas with zero SNR: two of 50 lie so close together that a multistep solver divides by their distance, and
+float32 coefficients of that size cancel. 5.2e-5 is the most that was found."""
 
 
 def tolerance(name: str, scheduler: Any) -> float:
     allowed = next((value for sampler, value in LOOSER.items() if name.startswith(sampler)), 1e-5)
-    return max(allowed, 4 * ROUNDING * float(getattr(scheduler, "init_noise_sigma", 1.0)))
+    if name.endswith("_beta") and scheduler.config.get("rescale_betas_zero_snr"):
+        allowed = CLOSE
+    factor = next((value for sampler, value in STEEP.items() if name.startswith(sampler)), 4)
+    return max(allowed, factor * ROUNDING * float(getattr(scheduler, "init_noise_sigma", 1.0)))
 
 
 def model(sample: Tensor, timestep: Tensor) -> Tensor:
@@ -128,14 +136,15 @@ def relative(actual: Any, expected: Tensor) -> float:
 def compare(
     ready: Any, actual: Any, rows: Any, bank: Any, options: Any, allowed: float, begin: int | None = None
 ) -> None:
-    """A loop's end against diffusers'. Where diffusers' own fp32 is further from its own fp64 than `allowed` (LCM
-    divides by a small α in each step, and the network carries the rounding on), twice that is allowed.
+    """A loop's end against diffusers'. Where one unit in the last place of what goes in moves diffusers' own loop by
+    more than `allowed` (LCM divides by a small α in each step, and the network carries it on), four times that is.
     """
-    error = relative(actual, diffusers_loop(snapshot(ready), rows, bank, options, begin))
+    real = diffusers_loop(snapshot(ready), rows, bank, options, begin)
+    error = relative(actual, real)
     if error > allowed:
-        single = diffusers_loop(snapshot(ready), rows, bank, options, begin)
-        double = diffusers_loop(snapshot(ready), rows, [one.double() for one in bank], options, begin)
-        allowed = max(allowed, 2 * relative(single, double))
+        moved = [[one * (1 + ulps * 2.0**-23) for one in bank] for ulps in (1, -1, 2)]
+        loops = [diffusers_loop(snapshot(ready), rows, other, options, begin) for other in moved]
+        allowed = max(allowed, 4 * max(relative(loop, real) for loop in loops))
     assert error <= allowed, f"{len(rows) - 1} evaluations from {begin}, {options}: {error:.1e} over {allowed:.1e}"
 
 
@@ -149,7 +158,12 @@ def check(name: str, config: str, steps: tuple[int, ...]) -> None:
         for count in (n for n in steps if n <= most):
             for options in [{"eta": eta} for eta in etas_of(name, CONFIGS[config], ())] or [{}]:
                 ready = prepared(one._scheduler, count)
-                rows, bank = one.table(count, options), noises(count)
+                try:
+                    rows, bank = one.table(count, options), noises(count)
+                except SchedulerUnsupported as error:
+                    if "diffusers" not in error.actual:
+                        raise
+                    pytest.skip(error.actual)
                 compare(ready, row_loop(rows, bank), rows, bank, options, tolerance(name, ready))
 
 
