@@ -46,8 +46,8 @@ ROUNDING = 2.0**-24
 where σ starts above 168 (emoji, zero SNR) the two differ by this much of σ."""
 LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 5e-5, "tcd": 5e-5, "lms": 5e-5}
 STEEP = {"lms": 8, "dpmpp_sde": 12}
-"""Times ROUNDING of σ, others 4: in loops of 2 to 8 steps from σ = 420 down LMS extrapolates and DPM++ SDE goes half way
-first, with coefficients above 1; 2.7e-4 is the most that was found. LMS is also off by 3e-5 in two steps that end at
+"""Times ROUNDING of σ, others 4: in loops of 2 to 8 steps from σ = 420 down LMS extrapolates and DPM++ SDE goes half
+way first, with coefficients above 1; 2.7e-4 is the most found. LMS is also off by 3e-5 in two steps that end at
 σ = 0.03, where it divides by that."""
 CLOSE = 6e-5
 """For beta sigmas with zero SNR: two of 50 lie so close together that a multistep solver divides by their distance, and

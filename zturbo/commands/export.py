@@ -23,7 +23,7 @@ def run(
     source: Annotated[Path, typer.Argument(help="A folder in diffusers layout, such as models/emoji.")],
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; default: trt_models/<name>.")] = None,
     precision: Annotated[Precisions, typer.Option(help="fp16 is what TensorRT gets.")] = "both",
-    schedulers: Annotated[str | None, typer.Option(help='Their names: "euler dpmpp_2m"; default: all.')] = None,
+    schedulers: Annotated[str | None, typer.Option(help="By any name, 'euler, DPM++ 2M Karras'; default: all.")] = None,
     eta: Annotated[list[float] | None, typer.Option(help="Tables for this eta too; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -31,7 +31,7 @@ def run(
     """Export a model in diffusers layout to a bundle, and check every graph against the model."""
     folder = bundle_folder(source) if out is None else out
     begun = time.perf_counter()
-    names = None if schedulers is None else tuple(schedulers.replace(",", " ").split())
+    names = None if schedulers is None else names_of(schedulers)
     precisions = BOTH if precision == "both" else (precision,)
     bundle = export_model(source, folder, precisions, device, schedulers=names, etas=tuple(eta or ()))
     seconds = time.perf_counter() - begun
@@ -41,6 +41,12 @@ def run(
         print_json(facts)
     else:
         typer.echo(f"{folder}: {len(bundle.files)} files, {bytes_text(size_bytes)}, in {seconds:.0f} s")
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names with commas between them; without a comma with spaces, which some web UIs' names have themselves."""
+    parts = text.split(",") if "," in text else text.split()
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def export_model(
