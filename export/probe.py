@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def probe(
     x, j = units[0], 0
     states, memory, scales = [x], [], []
     known = [add_noise(scheduler, timesteps[0])] if noised else []
-    with replaced_noise(scheduler, lambda: units[1 + total + j]):
+    with replaced_noise(scheduler, lambda: units[1 + total + j]), in_float64(scheduler):
         for j, t in enumerate(timesteps):
             scales.append(_scale(scheduler, t))
             x = scheduler.step(units[1 + j], t, x, return_dict=False, **options)[0].double()
@@ -168,6 +168,31 @@ def replaced_noise(scheduler: Any, draw: Callable[[], torch.Tensor]) -> Iterator
         yield
     finally:
         module.randn_tensor = original  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def in_float64(scheduler: Any) -> Iterator[None]:
+    """Within the block what the scheduler's module calls torch.float32 is float64.
+
+    Some classes take their sample in float32 whatever they are given. Without their rounding a step is linear to the
+    last bits, and an old output's share that is small beside the sample is told from it.
+    """
+    module = sys.modules[type(scheduler).__module__]
+    original = module.torch
+    module.torch = WIDE  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.torch = original  # type: ignore[attr-defined]
+
+
+def _wide() -> ModuleType:
+    made = ModuleType("torch")
+    vars(made).update({**vars(torch), "float32": torch.float64})
+    return made
+
+
+WIDE = _wide()
 
 
 class Increments:

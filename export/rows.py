@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 UPDATE = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c")
 P, Q, A, D, B0, B1, _, _, _, C = range(len(UPDATE))
 HISTORY = 4
-RESIDUAL = 2e-6  # schedulers compute in float32; a row that explains less is not linear in this form
+RESIDUAL = 1e-9  # of float64, in which probes compute: more than this is history that counts, or no row of this form
 UNUSED = 1e-9  # less of a unit of noise than this is rounding
 SINGULAR = 1e-12
 

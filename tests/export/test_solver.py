@@ -19,7 +19,7 @@ from export.probe import begin_at, prepared, replaced_noise, snapshot
 from export.rows import UPDATE
 from export.scheduler import make_scheduler, quiet
 from export.schedulers import OFFERS, SAMPLERS
-from export.solver import AT, COLUMNS, HISTORY, MAX_STEPS, ROWS, Subject, table
+from export.solver import AT, COLUMNS, HISTORY, MAX_STEPS, OWN_STEPS, ROWS, Subject, table
 from export.solver_graph import Solver, Start
 from export.tables import etas_of
 
@@ -76,8 +76,10 @@ def noises(seed: int) -> list[Tensor]:
 
 @cache
 def subject(name: str, config: str) -> Subject:
-    """Raises SchedulerUnsupported where this scheduler is not for this model."""
-    return Subject(name, make_scheduler(name, CONFIGS[config]))
+    """Raises SchedulerUnsupported where this scheduler is not for this model, or has no table of it."""
+    made = Subject(name, make_scheduler(name, CONFIGS[config]))
+    made.table(OWN_STEPS)
+    return made
 
 
 def options_of(name: str) -> list[dict[str, float]]:
