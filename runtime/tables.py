@@ -6,6 +6,7 @@ stored, and writes rows that keep a finished sample as it is. The rest is the so
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ KEEP_COLUMNS = ("a", "s")
 """1 in these and 0 elsewhere is the row that leaves latents as they are."""
 START_COLUMNS = {"a": "u", "c": "v"}
 """Row 0 of a loop that starts from an image: a·image + c·noise is what the state of that row's u and v is."""
+KEPT = 512
+"""Composed tables that stay; the least recently used goes first."""
 MANY = 20
 """Names are counted, not listed, where there are more."""
 HOST_COLUMNS = ("j", "c", *KEEP_COLUMNS)
@@ -63,7 +66,7 @@ class Tables:
             if name not in self._file:
                 raise _invalid(f"{self._path}, '{name}'", "nothing", "its tables")
         self._stored: dict[str, Stored] = {}
-        self._composed: dict[tuple[str, int, int, bool], Table] = {}
+        self._composed: OrderedDict[tuple[str, int, int, bool], Table] = OrderedDict()
 
     def get(
         self, scheduler: str, steps: int, *, eta: float | None = None, begin: int = 0, image: bool = False
@@ -78,9 +81,13 @@ class Tables:
         entry = self._entry.schedulers[name]
         _check_steps(scheduler, entry, steps, begin)
         _check_eta(scheduler, entry, eta)
+        eta = None if eta is None else abs(eta)  # −0 is 0
         where = key(name, entry.etas, eta), steps, begin, image or begin > 0
         if where not in self._composed:
             self._composed[where] = self._compose(name, entry, *where)
+        self._composed.move_to_end(where)
+        while len(self._composed) > KEPT:
+            self._composed.popitem(last=False)
         return self._composed[where]
 
     def padded(self, tables: Sequence[Table]) -> Float32Array:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 LOADING = ("backend", "device", "precision", "threads", "capture", "cache_mib", "max_batch_size")
 """The keys that are options of Pipeline.load."""
 PATHS = ("bundle", "out")
-PER_CALL = ("prompt", "latents", "noise", "image", "mask")
-"""Fields of a request that have no default: the prompt, and what no file of text holds."""
+PER_CALL = ("prompt", "latents", "noise", "image", "mask", "strength")
+"""Fields of a request that have no default: the prompt, what no file of text holds, and what goes with an image."""
 DEFAULTS = tuple(field.name for field in fields(Request) if field.name not in PER_CALL)
 
 
@@ -68,11 +68,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def request(self, prompt: str, **asked: Any) -> Request:
         """The request of a call: what it asked, then the defaults; None asks for nothing. Raises RequestInvalid.
 
-        Where a call lists seeds or guidance scales, the defaults do not say how many images there are.
+        Where a call says how many images there are, by a number or a list, the defaults do not: their number and their
+        lists are left out.
         """
         named = {name: value for name, value in asked.items() if value is not None}
-        listed = any(isinstance(named.get(name), (list, tuple, range)) for name in ("seed", "guidance_scale"))
-        defaults = {name: value for name, value in self.defaults.items() if not (listed and name == "num_images")}
+        if "num_images" in named or any(_is_listed(value) for value in named.values()):
+            defaults = {k: v for k, v in self.defaults.items() if k != "num_images" and not _is_listed(v)}
+        else:
+            defaults = self.defaults
         return Request(prompt=prompt, **{**defaults, **named})
 
     def load_options(self) -> dict[str, Any]:
@@ -91,6 +94,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             )  # fmt: skip
         named = {name: value for name, value in asked.items() if value is not None}
         return Pipeline.load(folder, **{**self.load_options(), **named})
+
+
+def _is_listed(value: Any) -> bool:
+    """Whether it is a value for each image."""
+    return isinstance(value, (list, tuple, range))
 
 
 def load_config(path: Path | str) -> Config:
@@ -130,7 +138,9 @@ def _config_of(values: Any, place: Place, folder: Path) -> Config:
     if isinstance(defaults := given.get("defaults"), Mapping):
         _check_defaults(dict(defaults), place.below("defaults"))
     config = struct_from(given, Config, place)
-    return msgspec.structs.replace(config, **{key: str(folder / getattr(config, key)) for key in PATHS if key in given})
+    return msgspec.structs.replace(config, **{
+        key: str(folder / path) for key in PATHS if key in given and (path := getattr(config, key)) is not None
+    })  # fmt: skip
 
 
 def _check_defaults(defaults: dict[str, Any], place: Place) -> None:

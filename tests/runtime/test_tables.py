@@ -282,3 +282,12 @@ def test_equal_columns_are_stored_once():
     assert arrays["euler/columns"][AT["b4"]] == -1
     assert len(arrays["multistep/warm_columns"]) == len(WARM_COLUMNS)
     assert set(ETAS["ancestral"]) == {1.0, 0.5}
+
+
+def test_composed_tables_are_bounded(tables, monkeypatch):
+    monkeypatch.setattr("runtime.tables.KEPT", 5)
+    first = tables.get("euler", 1)
+    for steps in range(2, 20):
+        tables.get("euler", steps)
+    assert len(tables._composed) == 5
+    assert tables.get("euler", 1) is not first

@@ -232,3 +232,21 @@ def test_the_documented_example(root):
 
 def test_a_config_is_json():
     assert json.loads(msgspec.json.encode(Config(defaults={"seed": 3})))["defaults"] == {"seed": 3}
+
+
+def test_a_blank_bundle_is_none():
+    assert as_config({"bundle": None}).bundle is None
+
+
+def test_a_call_that_says_how_many_images_there_are_overrules_lists_of_the_defaults():
+    config = Config(defaults={"seed": [3, 5], "guidance_scale": [2.0, 4.0], "num_inference_steps": 4})
+    assert config.request("a cat").num_images == 2
+    request = config.request("a cat", num_images=3)
+    assert (request.num_images, request.seed, request.guidance_scale) == (3, 0, None)
+    request = config.request("a cat", seed=[7, 8, 9])
+    assert (request.num_images, request.seed, request.num_inference_steps) == (3, (7, 8, 9), 4)
+
+
+def test_what_belongs_to_an_image_has_no_default():
+    with pytest.raises(ConfigInvalid, match="strength"):
+        Config(defaults={"strength": 0.6})
