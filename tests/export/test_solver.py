@@ -21,7 +21,6 @@ from export.scheduler import make_scheduler, quiet
 from export.schedulers import OFFERS, SAMPLERS
 from export.solver import AT, COLUMNS, HISTORY, MAX_STEPS, OWN_STEPS, ROWS, Subject, table
 from export.solver_graph import Solver, Start
-from export.tables import etas_of
 
 SCALED_LINEAR = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -44,9 +43,7 @@ SHAPE = (1, 4, 8, 8)
 ROUNDING = 2.0**-24
 """Of float32. Euler adds and subtracts numbers as large as σ to get one of size 1, in diffusers' loop as in ours, so
 where σ starts above 168 (emoji, zero SNR) the two differ by this much of σ."""
-LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 1e-4, "tcd": 1e-4}
-"""LCM and TCD take a prediction of the image from x and e with factors up to 14 whose products all but cancel; rounded
-to float32 in the table, they cost 9e-5 of this network's loop of 20 steps (5e-5 was hoped for)."""
+LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 5e-5, "tcd": 5e-5}
 
 
 def tolerance(name: str, scheduler: Any) -> float:
@@ -131,14 +128,22 @@ def compare(
     ready: Any, actual: Any, rows: Any, bank: Any, options: Any, allowed: float, begin: int | None = None
 ) -> None:
     """A loop's end against diffusers'. Where diffusers' own fp32 is further from its own fp64 than `allowed` (LCM
-    divides by a small α in each step, and the network carries the rounding on), twice that is allowed.
+    divides by a small α in each step, and the network carries the rounding on), twice that is allowed. One loop's
+    roundings may cancel by luck, so the start is nudged by a rounding, too, and the worst of the loops counts.
     """
     error = relative(actual, diffusers_loop(snapshot(ready), rows, bank, options, begin))
     if error > allowed:
-        single = diffusers_loop(snapshot(ready), rows, bank, options, begin)
-        double = diffusers_loop(snapshot(ready), rows, [one.double() for one in bank], options, begin)
-        allowed = max(allowed, 2 * relative(single, double))
+        double = [one.double() for one in bank]
+        exact = diffusers_loop(snapshot(ready), rows, double, options, begin)
+        own = [diffusers_loop(snapshot(ready), rows, one, options, begin) for one in (bank, *nudged(double))]
+        allowed = max(allowed, 2 * max(relative(one, exact) for one in own))
     assert error <= allowed, f"{len(rows) - 1} evaluations from {begin}, {options}: {error:.1e} over {allowed:.1e}"
+
+
+def nudged(bank: list[Tensor]) -> list[list[Tensor]]:
+    """The noise with each number moved by a rounding of float32, up or down, three times."""
+    generator = torch.Generator().manual_seed(0)
+    return [[one * (1 + ROUNDING * torch.randn(SHAPE, generator=generator).sign()) for one in bank] for _ in range(3)]
 
 
 def check(name: str, config: str, steps: tuple[int, ...]) -> None:
@@ -149,7 +154,9 @@ def check(name: str, config: str, steps: tuple[int, ...]) -> None:
             pytest.skip(error.actual)
         most = 50 if name in ("lcm", "tcd") else MAX_STEPS
         for count in (n for n in steps if n <= most):
-            for options in [{"eta": eta} for eta in etas_of(name, CONFIGS[config], ())] or [{}]:
+            for options in options_of(name):
+                if (name.startswith("ddim"), config, options) == (True, "zero_snr", {"eta": 1.0}):
+                    continue  # diffusers takes the root of a rounding error below zero; test_tables has the refusal
                 ready = prepared(one._scheduler, count)
                 rows, bank = one.table(count, options), noises(count)
                 compare(ready, row_loop(rows, bank), rows, bank, options, tolerance(name, ready))
