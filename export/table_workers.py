@@ -35,7 +35,7 @@ def probe_side_by_side(config: Mapping[str, Any], names: Sequence[str], etas: Se
         return
     jobs = [{"config": dict(config), "names": missing[k::workers], "etas": list(etas), "cache": str(cache)}
             for k in range(workers)]  # fmt: skip
-    running = list(map(_start, jobs[1:]))
+    running = [process for job in jobs[1:] if (process := _start(job))]
     try:
         work(jobs[0])
         for process in running:
@@ -65,13 +65,17 @@ def _missing(config: Mapping[str, Any], names: Sequence[str], etas: Sequence[flo
             seen.add(entry)
 
 
-def _start(job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+def _start(job: Mapping[str, Any]) -> subprocess.Popen[bytes] | None:
+    """None where the system starts no more processes."""
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "export.table_workers"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "export.table_workers"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    except OSError:
+        return None
     assert process.stdin is not None
     with contextlib.suppress(OSError), process.stdin as stream:  # it died at once: its share is probed here
         stream.write(json.dumps(job, default=str).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -76,11 +77,17 @@ def options_of(name: str) -> list[dict[str, float]]:
 
 
 def diffusers_loop(
-    ready: Any, rows: np.ndarray, bank: list[Tensor], options: dict[str, float], begin: int | None = None
+    ready: Any,
+    rows: np.ndarray,
+    bank: list[Tensor],
+    options: dict[str, float],
+    begin: int | None = None,
+    nudge: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
     """The loop as diffusers' pipelines write it. begin: img2img from this evaluation on.
 
     rows: say which draw of the bank an evaluation uses; a scheduler also draws where it takes none of the noise.
+    nudge: what becomes of each of the model's outputs and each state.
     """
     first, j = begin or 0, 0
     begin_at(ready, first)
@@ -90,7 +97,7 @@ def diffusers_loop(
     with replaced_noise(ready, lambda: bank[int(rows[1 + j, AT["j"]])]):
         for j, t in enumerate(ready.timesteps[first:]):  # noqa: B007 - the draws read it
             scaled = ready.scale_model_input(x, t) if hasattr(ready, "scale_model_input") else x
-            x = ready.step(model(scaled, t), t, x, return_dict=False, **options)[0]
+            x = nudge(ready.step(nudge(model(scaled, t)), t, x, return_dict=False, **options)[0])
     return x
 
 
@@ -129,21 +136,22 @@ def compare(
 ) -> None:
     """A loop's end against diffusers'. Where diffusers' own fp32 is further from its own fp64 than `allowed` (LCM
     divides by a small α in each step, and the network carries the rounding on), twice that is allowed. One loop's
-    roundings may cancel by luck, so the start is nudged by a rounding, too, and the worst of the loops counts.
+    roundings may cancel by luck, so loops in fp64 with their own roundings of that size count too.
     """
     error = relative(actual, diffusers_loop(snapshot(ready), rows, bank, options, begin))
     if error > allowed:
         double = [one.double() for one in bank]
         exact = diffusers_loop(snapshot(ready), rows, double, options, begin)
-        own = [diffusers_loop(snapshot(ready), rows, one, options, begin) for one in (bank, *nudged(double))]
+        own = [diffusers_loop(snapshot(ready), rows, bank, options, begin)]
+        own += [diffusers_loop(snapshot(ready), rows, double, options, begin, nudges(seed)) for seed in range(3)]
         allowed = max(allowed, 2 * max(relative(one, exact) for one in own))
     assert error <= allowed, f"{len(rows) - 1} evaluations from {begin}, {options}: {error:.1e} over {allowed:.1e}"
 
 
-def nudged(bank: list[Tensor]) -> list[list[Tensor]]:
-    """The noise with each number moved by a rounding of float32, up or down, three times."""
-    generator = torch.Generator().manual_seed(0)
-    return [[one * (1 + ROUNDING * torch.randn(SHAPE, generator=generator).sign()) for one in bank] for _ in range(3)]
+def nudges(seed: int) -> Callable[[Tensor], Tensor]:
+    """Moves each number by a rounding of float32, up or down."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: x * (1 + ROUNDING * torch.randn(SHAPE, generator=generator).sign().to(x.dtype))
 
 
 def check(name: str, config: str, steps: tuple[int, ...]) -> None:
@@ -157,8 +165,13 @@ def check(name: str, config: str, steps: tuple[int, ...]) -> None:
             for options in options_of(name):
                 if (name.startswith("ddim"), config, options) == (True, "zero_snr", {"eta": 1.0}):
                     continue  # diffusers takes the root of a rounding error below zero; test_tables has the refusal
-                ready = prepared(one._scheduler, count)
-                rows, bank = one.table(count, options), noises(count)
+                ready, bank = prepared(one._scheduler, count), noises(count)
+                try:
+                    rows = one.table(count, options)
+                except SchedulerUnsupported as error:
+                    if diffusers_loop(ready, np.zeros((ROWS, len(COLUMNS))), bank, options).isfinite().all():
+                        raise  # refused without a reason: the loop itself is well
+                    pytest.skip(error.actual)
                 compare(ready, row_loop(rows, bank), rows, bank, options, tolerance(name, ready))
 
 
