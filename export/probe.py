@@ -53,7 +53,24 @@ def prepared(scheduler: Any, steps: int) -> Any:
     made.set_timesteps(steps)
     if hasattr(made, "get_lms_coefficient"):
         _quicken_integrals(made)
+    if hasattr(made, "_sigma_to_alpha_sigma_t"):
+        _remember_alphas(made)
     return made
+
+
+def _remember_alphas(scheduler: Any) -> None:
+    """Most of a multistep solver's time goes into α and σ of a few sigmas; they are what its own method said before."""
+    convert, known = scheduler._sigma_to_alpha_sigma_t, dict[tuple[float, torch.dtype], Any]()  # noqa: SLF001
+
+    def remembered(sigma: Any) -> Any:
+        if not isinstance(sigma, torch.Tensor) or sigma.ndim:
+            return convert(sigma)
+        key = sigma.item(), sigma.dtype
+        if key not in known:
+            known[key] = convert(sigma)
+        return known[key]
+
+    scheduler._sigma_to_alpha_sigma_t = remembered  # noqa: SLF001
 
 
 def _quicken_integrals(scheduler: Any) -> None:

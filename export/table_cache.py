@@ -12,13 +12,12 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import platformdirs
 
 from engine import tablefile
@@ -26,17 +25,17 @@ from engine.binding import Float32Array
 
 CODE = ("probe", "refused", "rows", "scheduler", "schedulers", "solver", "tables", "table_cache")
 LIBRARIES = ("diffusers", "numpy", "scipy", "torch", "torchsde")
-META = ("min_steps", "max_steps", "order", "warm", "etas")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tabled:
-    """One scheduler's tables. tables, late: for each eta (or one), by step count; late may be empty."""
+    """One scheduler's tables. tables, late: for each of etas (or one), by step count; late may be empty."""
 
     min_steps: int
     max_steps: int
     order: int
     warm: int
+    etas: tuple[float, ...]
     tables: list[list[Float32Array]]
     late: list[list[Float32Array]]
 
@@ -46,10 +45,10 @@ def default_folder() -> Path:
     return Path(platformdirs.user_cache_dir("zturbo", appauthor=False)) / "tables"
 
 
-def entry_name(class_name: str, settings: Mapping[str, Any], config: Mapping[str, Any], etas: Sequence[float]) -> str:
-    """The file name of one scheduler's tables."""
-    model = {name: value for name, value in config.items() if not name.startswith("_")}
-    facts = [class_name, dict(settings), model, list(etas), _makers()]
+def entry_name(scheduler: Any, etas: Sequence[float]) -> str:
+    """The file name of one scheduler's tables: names of ours that mean the same to its class share it."""
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    facts = [type(scheduler).__name__, settings, list(etas), _makers()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:40] + ".npz"
 
 
@@ -95,15 +94,18 @@ def save(path: Path, found: Tabled) -> None:
 def _packed(found: Tabled) -> bytes:
     tables = {str(k): parts for k, parts in enumerate(found.tables)}
     late = {str(k): parts for k, parts in enumerate(found.late)}
-    facts = [found.min_steps, found.max_steps, found.order, found.warm, len(found.tables), found.tables[0][0].shape[1]]
-    return tablefile.archive({**tablefile.packed(tables, late), "facts": np.array(facts, np.int32)})
+    columns = found.tables[0][0].shape[1]
+    facts = [found.min_steps, found.max_steps, found.order, found.warm, found.etas, columns]
+    return json.dumps(facts).encode() + b"\n" + tablefile.archive(tablefile.packed(tables, late))
 
 
 def _unpacked(body: bytes) -> Tabled:
-    file = tablefile.TableFile(body)
-    low, high, order, warm, etas, columns = file.integers("facts")
-    keys = [str(k) for k in range(etas)]
+    facts, _, archive = body.partition(b"\n")
+    low, high, order, warm, etas, columns = json.loads(facts)
+    file = tablefile.TableFile(archive)
+    keys = [str(k) for k in range(len(etas) or 1)]
     tables = [file.table(key, columns) for key in keys]
     late = [file.warm(key) for key in keys] if warm else []
     every = range(high - low + 1)
-    return Tabled(low, high, order, warm, *([[one.at(k) for k in every] for one in some] for some in (tables, late)))
+    lists = ([[one.at(k) for k in every] for one in some] for some in (tables, late))
+    return Tabled(low, high, order, warm, tuple(etas), *lists)

@@ -13,14 +13,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.errors import SchedulerUnsupported
 from export import table_cache
-from export.scheduler import make_scheduler, offer_of
-from export.tables import etas_of, tabled
+from export.scheduler import make_scheduler
+from export.tables import asked_etas, tabled
 
 WORTH_IT = 12
 """A process spends about 4 s on importing torch and diffusers; so many schedulers take longer."""
@@ -29,13 +29,13 @@ MOST = 8
 
 def probe_side_by_side(config: Mapping[str, Any], names: Sequence[str], etas: Sequence[float], cache: Path) -> None:
     """Put the tables of these schedulers into the cache, where they are many and there is more than one core."""
-    missing = [name for name in names if _is_missing(name, config, etas, cache)]
+    missing = list(_missing(config, names, etas, cache))
     workers = min(os.cpu_count() or 1, MOST, len(missing) // (WORTH_IT // 2))
     if workers < 2:
         return
     jobs = [{"config": dict(config), "names": missing[k::workers], "etas": list(etas), "cache": str(cache)}
             for k in range(workers)]  # fmt: skip
-    running = list(map(_start, jobs[1:]))
+    running = [process for job in jobs[1:] if (process := _start(job))]
     try:
         work(jobs[0])
         for process in running:
@@ -54,24 +54,28 @@ def work(job: Mapping[str, Any]) -> None:
             tabled(name, job["config"], job["etas"], Path(job["cache"]))
 
 
-def _is_missing(name: str, config: Mapping[str, Any], etas: Sequence[float], cache: Path) -> bool:
-    try:
-        make_scheduler(name, config)
-        offer = offer_of(name, config)
-    except SchedulerUnsupported:
-        return False
-    return not (
-        cache / table_cache.entry_name(offer.class_name, offer.settings, config, etas_of(name, config, etas))
-    ).exists()
+def _missing(config: Mapping[str, Any], names: Sequence[str], etas: Sequence[float], cache: Path) -> Iterator[str]:
+    """Those whose tables are not in the cache; of names with the same tables, the first."""
+    seen = set[str]()
+    for name in names:
+        with contextlib.suppress(SchedulerUnsupported):
+            entry = table_cache.entry_name(make_scheduler(name, config), asked_etas(name, config, etas))
+            if entry not in seen and not (cache / entry).exists():
+                yield name
+            seen.add(entry)
 
 
-def _start(job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+def _start(job: Mapping[str, Any]) -> subprocess.Popen[bytes] | None:
+    """None where the system starts no more processes."""
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "export.table_workers"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "export.table_workers"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    except OSError:
+        return None
     assert process.stdin is not None
     with contextlib.suppress(OSError), process.stdin as stream:  # it died at once: its share is probed here
         stream.write(json.dumps(job, default=str).encode())

@@ -14,6 +14,7 @@ from engine.errors import OptionInvalid, SchedulerUnsupported
 from engine.scheduler_names import SchedulerNames
 from engine.tablefile import archive, key, packed
 from export import table_cache
+from export.probe import NO_OPTIONS
 from export.refused import REFUSED_NAMES
 from export.scheduler import make_scheduler, offer_of, quiet, unsupported
 from export.schedulers import OFFERS, Offer
@@ -22,8 +23,6 @@ from export.table_cache import Tabled
 
 FEW = 10
 """LCM and TCD take 50 steps at most, no class fewer; PNDM some at least."""
-ETA_STEPS = (1, 2, 3, 4, 5, 8, 20, 50)
-"""Of the tables that show whether a scheduler runs at an eta."""
 
 
 def write_tables(
@@ -56,9 +55,8 @@ def write_tables(
             refused |= dict.fromkeys((name, *OFFERS[name].aliases), error.actual)
             continue
         offer = offer_of(name, config)
-        taken = etas_of(name, config, etas)
-        entries[name] = _entry(offer, found, taken)
-        where = [key(name, taken, eta) for eta in taken] or [name]
+        entries[name] = _entry(offer, found)
+        where = [key(name, found.etas, eta) for eta in found.etas] or [name]
         tables |= dict(zip(where, found.tables, strict=True))
         late |= dict(zip(where, found.late, strict=True)) if found.warm else {}
     path.write_bytes(archive(packed(tables, late)))
@@ -81,49 +79,47 @@ def our_name(asked: str) -> str:
 
 def tabled(name: str, config: Mapping[str, Any], etas: Sequence[float], cache: Path) -> Tabled:
     """One scheduler's tables, out of the cache where they are in it. Raises SchedulerUnsupported."""
-    scheduler, offer = make_scheduler(name, config), offer_of(name, config)
-    taken = etas_of(name, config, etas)
-    path = cache / table_cache.entry_name(offer.class_name, offer.settings, config, taken)
+    scheduler, asked = make_scheduler(name, config), asked_etas(name, config, etas)
+    path = cache / table_cache.entry_name(scheduler, asked)
     found = table_cache.load(path)
     if found is None:
         with quiet():
-            found = probed(name, scheduler, taken)
+            found = probed(name, scheduler, asked)
         table_cache.save(path, found)
     return found
 
 
-def etas_of(name: str, config: Mapping[str, Any], more: Sequence[float]) -> tuple[float, ...]:
-    """The etas that a scheduler gets tables for, its default first; none where it takes none.
-
-    DDIM's 1 is left out for a model of zero terminal SNR: diffusers takes the root of a rounding error below zero.
-    """
-    offer = offer_of(name, config)
-    if not offer.etas:
-        return ()
-    subject = Subject(name, make_scheduler(name, config))
-    first, *others = dict.fromkeys([*offer.etas, *map(float, more)])
-    return (first, *(eta for eta in others if _runs(subject, eta)))
-
-
-def _runs(subject: Subject, eta: float) -> bool:
-    try:
-        for steps in ETA_STEPS:
-            subject.table(steps, {"eta": eta})
-    except SchedulerUnsupported:
-        return False
-    return True
+def asked_etas(name: str, config: Mapping[str, Any], more: Sequence[float]) -> tuple[float, ...]:
+    """The etas that a scheduler should get tables for, its default first; none where it takes none."""
+    etas = offer_of(name, config).etas
+    return tuple(dict.fromkeys([*etas, *map(float, more)])) if etas else ()
 
 
 def probed(name: str, scheduler: Any, etas: Sequence[float]) -> Tabled:
-    """Probe one scheduler everywhere. Raises SchedulerUnsupported where no step count has a table."""
+    """Probe one scheduler everywhere. Raises SchedulerUnsupported where no step count has a table.
+
+    Another eta than the first is left out where it does not run at every step count of the first: with zero terminal
+    SNR diffusers' DDIM takes, for eta 1, the root of a rounding error below zero.
+    """
     subject = Subject(name, scheduler)
-    options: list[dict[str, float]] = [{"eta": eta} for eta in etas] or [{}]
-    tables = [_all_tables(subject, one) for one in options]
-    low, high = max(min(found) for found in tables), min(max(found) for found in tables)
+    first: Mapping[str, float] = {"eta": etas[0]} if etas else NO_OPTIONS
+    usual = _all_tables(subject, first)
+    others = {eta: found for eta in etas[1:] if {*usual} <= {*(found := _if_any(subject, eta))}}
+    every, options = [usual, *others.values()], [first, *({"eta": eta} for eta in others)]
+    low, high = min(usual), max(usual)
     warm = max(subject.warm_count(low, high, one) for one in options)
     counts = range(low, high + 1)
     late = [subject.late_rows(counts, warm, one) for one in options] if warm else []
-    return Tabled(low, high, subject.order, warm, [[found[n] for n in counts] for found in tables], late)
+    return Tabled(
+        low, high, subject.order, warm, (*etas[:1], *others), [[found[n] for n in counts] for found in every], late
+    )
+
+
+def _if_any(subject: Subject, eta: float) -> dict[int, Table]:
+    try:
+        return _all_tables(subject, {"eta": eta})
+    except SchedulerUnsupported:
+        return {}
 
 
 def _all_tables(subject: Subject, options: Mapping[str, Any]) -> dict[int, Table]:
@@ -143,8 +139,8 @@ def _all_tables(subject: Subject, options: Mapping[str, Any]) -> dict[int, Table
     return found
 
 
-def _entry(offer: Offer, found: Tabled, etas: tuple[float, ...]) -> SchedulerEntry:
+def _entry(offer: Offer, found: Tabled) -> SchedulerEntry:
     return SchedulerEntry(
         class_name=offer.class_name, settings=dict(offer.settings), min_steps=found.min_steps,
-        max_steps=found.max_steps, aliases=offer.aliases, etas=etas, order=found.order, warm=found.warm,
+        max_steps=found.max_steps, aliases=offer.aliases, etas=found.etas, order=found.order, warm=found.warm,
     )  # fmt: skip

@@ -193,8 +193,9 @@ def _check_steps(scheduler: str, entry: SchedulerEntry, steps: int, begin: int) 
 def _check_eta(scheduler: str, entry: SchedulerEntry, eta: float | None) -> None:
     if eta is None or eta in entry.etas:
         return
-    more = f"Run `zturbo export --eta {eta:g}` for tables of it; one that diffusers itself cannot run has none."
-    remedy = more if entry.etas else "Leave eta out."
+    remedy = f"Run `zturbo export --eta {eta:g}` for tables of it, unless diffusers cannot run it with this model."
+    if not entry.etas:
+        remedy = "Leave eta out."
     raise RequestInvalid(
         f"request, eta with scheduler '{scheduler}'", actual=f"{eta:g}",
         allowed=", ".join(f"{one:g}" for one in entry.etas) or "none: the scheduler takes no eta", remedy=remedy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,6 @@ from export.scheduler import make_scheduler, quiet
 from export.schedulers import OFFERS, SAMPLERS
 from export.solver import AT, COLUMNS, HISTORY, MAX_STEPS, OWN_STEPS, ROWS, Subject, table
 from export.solver_graph import Solver, Start
-from export.tables import etas_of
 
 SCALED_LINEAR = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -44,22 +44,12 @@ SHAPE = (1, 4, 8, 8)
 ROUNDING = 2.0**-24
 """Of float32. Euler adds and subtracts numbers as large as σ to get one of size 1, in diffusers' loop as in ours, so
 where σ starts above 168 (emoji, zero SNR) the two differ by this much of σ."""
-LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 5e-5, "tcd": 5e-5, "lms": 5e-5}
-STEEP = {"lms": 8, "dpmpp_sde": 12}
-"""Times ROUNDING of σ, others 4: in loops of 2 to 8 steps from σ = 420 down LMS extrapolates and DPM++ SDE goes half
-way first, with coefficients above 1; 2.7e-4 is the most found. LMS is also off by 3e-5 in two steps that end at
-σ = 0.03, where it divides by that."""
-CLOSE = 6e-5
-"""For beta sigmas with zero SNR: two of 50 lie so close together that a multistep solver divides by their distance, and
-float32 coefficients of that size cancel. 5.2e-5 is the most that was found."""
+LOOSER = {"heun": 2e-5, "dpm2": 2e-5, "lcm": 5e-5, "tcd": 5e-5}
 
 
 def tolerance(name: str, scheduler: Any) -> float:
     allowed = next((value for sampler, value in LOOSER.items() if name.startswith(sampler)), 1e-5)
-    if name.endswith("_beta") and scheduler.config.get("rescale_betas_zero_snr"):
-        allowed = CLOSE
-    factor = next((value for sampler, value in STEEP.items() if name.startswith(sampler)), 4)
-    return max(allowed, factor * ROUNDING * float(getattr(scheduler, "init_noise_sigma", 1.0)))
+    return max(allowed, 4 * ROUNDING * float(getattr(scheduler, "init_noise_sigma", 1.0)))
 
 
 def model(sample: Tensor, timestep: Tensor) -> Tensor:
@@ -87,11 +77,17 @@ def options_of(name: str) -> list[dict[str, float]]:
 
 
 def diffusers_loop(
-    ready: Any, rows: np.ndarray, bank: list[Tensor], options: dict[str, float], begin: int | None = None
+    ready: Any,
+    rows: np.ndarray,
+    bank: list[Tensor],
+    options: dict[str, float],
+    begin: int | None = None,
+    nudge: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
     """The loop as diffusers' pipelines write it. begin: img2img from this evaluation on.
 
     rows: say which draw of the bank an evaluation uses; a scheduler also draws where it takes none of the noise.
+    nudge: what becomes of each of the model's outputs and each state.
     """
     first, j = begin or 0, 0
     begin_at(ready, first)
@@ -101,7 +97,7 @@ def diffusers_loop(
     with replaced_noise(ready, lambda: bank[int(rows[1 + j, AT["j"]])]):
         for j, t in enumerate(ready.timesteps[first:]):  # noqa: B007 - the draws read it
             scaled = ready.scale_model_input(x, t) if hasattr(ready, "scale_model_input") else x
-            x = ready.step(model(scaled, t), t, x, return_dict=False, **options)[0]
+            x = nudge(ready.step(nudge(model(scaled, t)), t, x, return_dict=False, **options)[0])
     return x
 
 
@@ -138,16 +134,27 @@ def relative(actual: Any, expected: Tensor) -> float:
 def compare(
     ready: Any, actual: Any, rows: Any, bank: Any, options: Any, allowed: float, begin: int | None = None
 ) -> None:
-    """A loop's end against diffusers'. Where one unit in the last place of what goes in moves diffusers' own loop by
-    more than `allowed` (LCM divides by a small α in each step, and the network carries it on), four times that is.
+    """A loop's end against diffusers'. Where diffusers' own fp32 is further from its own fp64 than `allowed` (LCM
+    divides by a small α in each step, and the network carries the rounding on), twice that is allowed. One loop's
+    roundings may cancel by luck, so loops in fp64 with their own roundings of that size count too; and as ours may add
+    up by bad luck, there it is enough that the rows in fp64 keep to it.
     """
-    real = diffusers_loop(snapshot(ready), rows, bank, options, begin)
-    error = relative(actual, real)
+    error = relative(actual, diffusers_loop(snapshot(ready), rows, bank, options, begin))
     if error > allowed:
-        moved = [[one * (1 + ulps * 2.0**-23) for one in bank] for ulps in (1, -1, 2)]
-        loops = [diffusers_loop(snapshot(ready), rows, other, options, begin) for other in moved]
-        allowed = max(allowed, 4 * max(relative(loop, real) for loop in loops))
+        double = [one.double() for one in bank]
+        exact = diffusers_loop(snapshot(ready), rows, double, options, begin)
+        own = [diffusers_loop(snapshot(ready), rows, bank, options, begin)]
+        own += [diffusers_loop(snapshot(ready), rows, double, options, begin, nudges(seed)) for seed in range(3)]
+        if (rounding := 2 * max(relative(one, exact) for one in own)) > allowed:
+            allowed = rounding
+            error = min(error, relative(row_loop(rows, double), exact))
     assert error <= allowed, f"{len(rows) - 1} evaluations from {begin}, {options}: {error:.1e} over {allowed:.1e}"
+
+
+def nudges(seed: int) -> Callable[[Tensor], Tensor]:
+    """Moves each number by a rounding of float32, up or down."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: x * (1 + ROUNDING * torch.randn(SHAPE, generator=generator).sign().to(x.dtype))
 
 
 def check(name: str, config: str, steps: tuple[int, ...]) -> None:
@@ -158,13 +165,15 @@ def check(name: str, config: str, steps: tuple[int, ...]) -> None:
             pytest.skip(error.actual)
         most = 50 if name in ("lcm", "tcd") else MAX_STEPS
         for count in (n for n in steps if n <= most):
-            for options in [{"eta": eta} for eta in etas_of(name, CONFIGS[config], ())] or [{}]:
-                ready = prepared(one._scheduler, count)
+            for options in options_of(name):
+                if (name.startswith("ddim"), config, options) == (True, "zero_snr", {"eta": 1.0}):
+                    continue  # diffusers takes the root of a rounding error below zero; test_tables has the refusal
+                ready, bank = prepared(one._scheduler, count), noises(count)
                 try:
-                    rows, bank = one.table(count, options), noises(count)
+                    rows = one.table(count, options)
                 except SchedulerUnsupported as error:
-                    if "diffusers" not in error.actual:
-                        raise
+                    if diffusers_loop(ready, np.zeros((ROWS, len(COLUMNS))), bank, options).isfinite().all():
+                        raise  # refused without a reason: the loop itself is well
                     pytest.skip(error.actual)
                 compare(ready, row_loop(rows, bank), rows, bank, options, tolerance(name, ready))
 
@@ -233,13 +242,12 @@ def test_the_graphs_modules_execute_the_rows(name: str) -> None:
     padded = torch.zeros(1, ROWS, len(COLUMNS))
     padded[0, : len(rows)] = torch.from_numpy(rows)
     noise, ids = torch.stack(bank, 1), torch.zeros(1, dtype=torch.int32)
-    image, mask = torch.full(SHAPE, torch.nan), torch.ones(1, 1, *SHAPE[2:])  # of text-to-image, which reads neither
     start, solver = Start(torch.float32), Solver(torch.float32)
-    latents, history, row, sample, timestep = start(padded, noise, image, ids)
+    latents, history, row, sample, timestep = start(padded, noise, ids)
     for _ in range(len(rows) - 1):
         e = model(sample, timestep)
         latents, history, row, sample, timestep = solver(
-            e, latents, history, row, padded, noise, torch.ones(1), ids, ids, ids, image, mask
+            e, latents, history, row, padded, noise, torch.ones(1), ids, ids, ids
         )
     assert relative(latents, torch.from_numpy(row_loop(rows, bank))) <= 1e-6
 
@@ -251,9 +259,7 @@ def test_a_guided_sample_mixes_its_two_rows_by_index() -> None:
     pred = torch.stack([torch.full((4, 8, 8), value) for value in (3.0, 1.0, float("nan"))])
     state = [torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 4, 8, 8), torch.zeros(2, dtype=torch.int32)]
     index = [torch.tensor(v, dtype=torch.int32) for v in ([0, 2], [1, 2], [0, 0, 1])]
-    image, mask = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
-    noise, scales = torch.zeros(2, 1, 4, 8, 8), torch.tensor([5.0, 1.0])
-    latents, *_, sample, _ = solver(pred, *state, rows, noise, scales, *index, image, mask)
+    latents, *_, sample, _ = solver(pred, *state, rows, torch.zeros(2, 1, 4, 8, 8), torch.tensor([5.0, 1.0]), *index)
     assert torch.equal(latents[0], torch.full((4, 8, 8), 1 + 5.0 * (3 - 1)))
     assert sample.shape == (3, 4, 8, 8)
     assert torch.isnan(latents[1]).all()

@@ -1,119 +1,101 @@
-"""Tables kept on disk: found again, never stale, and a damaged entry or a dead process costs time alone."""
+"""The cache of tables: what is read back, what is a miss, and what an entry's name depends on."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.errors import OptionInvalid, SchedulerUnsupported
-from engine.tablefile import TableFile
-from export import table_cache, table_workers, tables
-from export.table_cache import Tabled
+from export import table_cache
+from export.scheduler import make_scheduler
+from export.table_cache import Tabled, entry_name, load, save
+from tests.export.test_solver import CONFIGS
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG: dict[str, Any] = {
-    "_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "steps_offset": 1, "skip_prk_steps": True, "clip_sample": False,
-}  # fmt: skip
+COLUMNS = 15
 
 
-@pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MAX_STEPS", 12)
+def tabled(warm: int = 1) -> Tabled:
+    rng = np.random.default_rng(0)
+    tables = [[rng.random((n + 1, COLUMNS), np.float32) for n in (2, 3)] for _ in range(2)]
+    late = [[rng.random((n, 10), np.float32) for n in (1, 2)] for _ in range(2)] if warm else []
+    return Tabled(2, 3, 1, warm, (0.0, 0.3), tables, late)
 
 
-def same(one: Tabled, other: Tabled) -> bool:
-    facts = [(t.min_steps, t.max_steps, t.order, t.warm, len(t.tables), len(t.late)) for t in (one, other)]
-    arrays = [[array for some in (*t.tables, *t.late) for array in some] for t in (one, other)]
-    return facts[0] == facts[1] and all(map(np.array_equal, *arrays))
+def name(offer: str = "euler", config: str = "emoji", etas: tuple[float, ...] = (), **settings: Any) -> str:
+    return entry_name(make_scheduler(offer, {**CONFIGS[config], **settings}), etas)
 
 
-@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "ddim", "heun"])
-def test_what_was_kept_is_what_was_found(tmp_path: Path, few_steps: None, monkeypatch: Any, name: str) -> None:
-    found = tables.tabled(name, CONFIG, (), tmp_path)
-    monkeypatch.setattr(tables, "probed", lambda *_: pytest.fail("probed again"))
-    assert same(found, tables.tabled(name, CONFIG, (), tmp_path))
-    assert len(list(tmp_path.iterdir())) == 1
+@pytest.mark.parametrize("warm", [0, 1])
+def test_reads_back_what_it_wrote(tmp_path: Path, warm: int) -> None:
+    wanted = tabled(warm)
+    save(tmp_path / "folder" / "one.npz", wanted)
+    found = load(tmp_path / "folder" / "one.npz")
+    assert found is not None
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["one.npz"]
+    facts = ("min_steps", "max_steps", "order", "warm", "etas")
+    assert all(getattr(found, fact) == getattr(wanted, fact) for fact in facts)
+    for mine, theirs in ((found.tables, wanted.tables), (found.late, wanted.late)):
+        assert len(mine) == len(theirs)
+        for one, other in zip(mine, theirs, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_damaged_entry_is_none(tmp_path: Path, few_steps: None) -> None:
-    found = tables.tabled("dpmpp_2m", CONFIG, (), tmp_path)
-    (path,) = tmp_path.iterdir()
-    raw = path.read_bytes()
-    for damaged in (b"", raw[:-1], raw[:100], bytes([raw[0] ^ 1]) + raw[1:], raw[:-9] + b"x" + raw[-8:], b"\n" + raw):
-        path.write_bytes(damaged)
-        assert table_cache.load(path) is None
-        assert same(found, tables.tabled("dpmpp_2m", CONFIG, (), tmp_path))
-        assert path.read_bytes() == raw
-    path.unlink()
-    path.mkdir()
-    assert same(found, tables.tabled("dpmpp_2m", CONFIG, (), tmp_path))  # cannot be kept, and is found all the same
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+@pytest.mark.parametrize("at", [0, 70, 100, 300, -1])
+def test_a_changed_byte_is_a_miss(tmp_path: Path, at: int) -> None:
+    save(path := tmp_path / "one.npz", tabled())
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    assert load(path) is None
 
 
-def test_an_entry_depends_on_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def name(class_name: str = "A", settings: Any = None, config: Any = None, etas: Any = ()) -> str:
-        return table_cache.entry_name(class_name, settings or {}, config or CONFIG, etas)
-
-    others = [name("B"), name(settings={"x": 1}), name(config={**CONFIG, "beta_end": 0.03}), name(etas=(0.0, 1.0))]
-    monkeypatch.setattr(table_cache, "_makers", lambda: ["another version"])
-    others.append(name())
-    monkeypatch.undo()
-    assert len({name(), *others}) == 6
-    assert name() == name(config={**CONFIG, "_diffusers_version": "0.1"})
+@pytest.mark.parametrize("length", [0, 64, 65, 500])
+def test_a_file_cut_short_is_a_miss(tmp_path: Path, length: int) -> None:
+    save(path := tmp_path / "one.npz", tabled())
+    path.write_bytes(path.read_bytes()[:length])
+    assert load(path) is None
+    assert load(tmp_path / "none.npz") is None
 
 
-def test_processes_side_by_side_leave_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("euler", "ddim")
-    job = {"config": CONFIG, "names": names[:1], "etas": [], "cache": str(tmp_path)}
-    started = table_workers._start(job)
-    assert started.wait(timeout=120) == 0
-    (path,) = tmp_path.iterdir()
-    monkeypatch.setattr(tables, "probed", lambda *_: pytest.fail("probed again"))
-    assert tables.tabled("euler", CONFIG, (), tmp_path).max_steps == 100
-    assert path.exists()
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(path := tmp_path / "one.npz", tabled())
+    before = path.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise OSError("in use")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refuse)
+        save(path, tabled(0))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_process_that_dies_costs_time_alone(tmp_path: Path, few_steps: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    died = [sys.executable, "-c", "import os; os._exit(9)"]
-    monkeypatch.setattr(table_workers, "_start", lambda _: subprocess.Popen(died, stdin=subprocess.DEVNULL))
-    monkeypatch.setattr(table_workers, "WORTH_IT", 2)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    made = tables.write_tables(CONFIG, "pndm", tmp_path / "t.npz", ["euler", "DDIM", "euler a"], cache=tmp_path / "c")
-    assert set(made.schedulers) == {"euler", "ddim", "euler_ancestral", "pndm"}
-    file = TableFile((tmp_path / "t.npz").read_bytes())
-    assert len(file.table("ddim@1", 15).counts) == 12
+def test_a_folder_that_cannot_be_made_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    save(tmp_path / "file" / "one.npz", tabled())
+    assert (tmp_path / "file").read_text() == "no folder"
 
 
-def test_names_and_etas_that_are_asked_for(tmp_path: Path, few_steps: None) -> None:
-    def write(names: Any, etas: Any = ()) -> Any:
-        return tables.write_tables(CONFIG, "pndm", tmp_path / "t.npz", names, etas, tmp_path / "c")
-
-    made = write(["DPM++ 2M", "eulerdiscretescheduler", "DDIM"], (0.3, 1.0))
-    assert set(made.schedulers) == {"dpmpp_2m", "euler", "ddim", "pndm"}
-    assert made.schedulers["ddim"].etas == (0.0, 1.0, 0.3)
-    assert made.schedulers["euler"].etas == ()
-    assert json.loads(json.dumps(made.refused))["Restart"]
-    with pytest.raises(OptionInvalid, match=r"'eulr'.*Did you mean 'euler'"):
-        write(["eulr"])
-    with pytest.raises(SchedulerUnsupported, match="goes back up in noise"):
-        write(["restart"])
-    with pytest.raises(SchedulerUnsupported, match="of kind 'flow'"):
-        write(["flow_euler"])
+def test_a_name_follows_settings_and_etas() -> None:
+    names = [name(), name("heun"), name("euler_karras"), name(beta_end=0.02), name("ddim"), name("ddim", etas=(0.0,))]
+    assert len({*names}) == len(names)
 
 
-def test_a_config_that_is_none_of_ours_is_own(tmp_path: Path, few_steps: None) -> None:
-    config = {**CONFIG, "_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "lower_order_final": False,
-              "algorithm_type": "dpmsolver++", "solver_type": "heun", "euler_at_final": True}  # fmt: skip
-    from export.solver import own_scheduler
+def test_a_name_does_not_follow_what_the_class_does_not_read() -> None:
+    assert name() == name("euler_trailing") == name(nobody_reads_this=1)
+    assert name() != name("euler_linspace")
 
-    assert own_scheduler(config) == "own"
-    made = tables.write_tables(config, "own", tmp_path / "t.npz", ["euler"], cache=tmp_path / "c")
-    assert made.schedulers["own"].class_name == "DPMSolverMultistepScheduler"
+
+def test_a_name_follows_the_code_and_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = name()
+    monkeypatch.setattr(table_cache, "_makers", lambda: ["another diffusers"])
+    assert name() != before
+
+
+def test_what_finds_a_table_is_named() -> None:
+    """Each file of export/ that tables.py and solver.py need for finding one."""
+    folder = Path(table_cache.__file__).parent
+    assert all((folder / f"{one}.py").is_file() for one in table_cache.CODE)
