@@ -242,12 +242,13 @@ def test_the_graphs_modules_execute_the_rows(name: str) -> None:
     padded = torch.zeros(1, ROWS, len(COLUMNS))
     padded[0, : len(rows)] = torch.from_numpy(rows)
     noise, ids = torch.stack(bank, 1), torch.zeros(1, dtype=torch.int32)
+    image, mask = torch.full(SHAPE, torch.nan), torch.ones(1, 1, *SHAPE[2:])  # of text-to-image, which reads neither
     start, solver = Start(torch.float32), Solver(torch.float32)
-    latents, history, row, sample, timestep = start(padded, noise, ids)
+    latents, history, row, sample, timestep = start(padded, noise, image, ids)
     for _ in range(len(rows) - 1):
         e = model(sample, timestep)
         latents, history, row, sample, timestep = solver(
-            e, latents, history, row, padded, noise, torch.ones(1), ids, ids, ids
+            e, latents, history, row, padded, noise, torch.ones(1), ids, ids, ids, image, mask
         )
     assert relative(latents, torch.from_numpy(row_loop(rows, bank))) <= 1e-6
 
@@ -259,7 +260,9 @@ def test_a_guided_sample_mixes_its_two_rows_by_index() -> None:
     pred = torch.stack([torch.full((4, 8, 8), value) for value in (3.0, 1.0, float("nan"))])
     state = [torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 4, 8, 8), torch.zeros(2, dtype=torch.int32)]
     index = [torch.tensor(v, dtype=torch.int32) for v in ([0, 2], [1, 2], [0, 0, 1])]
-    latents, *_, sample, _ = solver(pred, *state, rows, torch.zeros(2, 1, 4, 8, 8), torch.tensor([5.0, 1.0]), *index)
+    image, mask = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
+    noise, scales = torch.zeros(2, 1, 4, 8, 8), torch.tensor([5.0, 1.0])
+    latents, *_, sample, _ = solver(pred, *state, rows, noise, scales, *index, image, mask)
     assert torch.equal(latents[0], torch.full((4, 8, 8), 1 + 5.0 * (3 - 1)))
     assert sample.shape == (3, 4, 8, 8)
     assert torch.isnan(latents[1]).all()
