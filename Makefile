@@ -1,6 +1,6 @@
 # What a developer can do, on a machine with make. Windows: the README names the command behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-310 check format bundle engines crosscheck judge bench-cpu schedulers clean
+.PHONY: help setup demo test test-all test-310 check format bundle engines crosscheck judge bench-cpu golden schedulers clean
 
 PYTHON ?= python3
 MODEL ?= emoji
@@ -73,6 +73,9 @@ judge: setup $(BUNDLE) ## how often the model paints what it is asked for
 
 bench-cpu: setup $(BUNDLE) ## ONNX Runtime against diffusers on this CPU
 	$(BIN)/zturbo bench-cpu
+
+golden: setup $(BUNDLE) ## paint docs/golden: a sheet of pictures for each thing a request can ask
+	$(BIN)/python -m benchmarks.golden trt_models/$(MODEL) --out docs/golden
 
 schedulers: setup ## write docs/schedulers.md: every scheduler of diffusers, exported or refused with the reason
 	$(BIN)/python -m export.scheduler_page

@@ -23,7 +23,7 @@ import platformdirs
 from engine import tablefile
 from engine.binding import Float32Array
 
-CODE = ("probe", "refused", "rows", "scheduler", "schedulers", "solver", "tables", "table_cache")
+CODE = ("probe", "refused", "rows", "scheduler", "schedulers", "solver", "tabled", "table_cache")
 LIBRARIES = ("diffusers", "numpy", "scipy", "torch", "torchsde")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from engine.errors import SchedulerUnsupported
 from export import table_cache
 from export.scheduler import make_scheduler
-from export.tables import asked_etas, tabled
+from export.tabled import asked_etas, tabled
 
 WORTH_IT = 12
 """A process spends about 4 s on importing torch and diffusers; so many schedulers take longer."""

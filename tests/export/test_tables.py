@@ -11,10 +11,12 @@ import pytest
 
 from engine.errors import OptionInvalid, SchedulerUnsupported
 from engine.tablefile import TableFile
-from export import table_cache, table_workers, tables
+from export import table_cache, table_workers
+from export import tabled as tabled_module
 from export.scheduler import OWN, own_name
 from export.table_workers import probe_side_by_side
-from export.tables import our_name, tabled, write_tables
+from export.tabled import tabled
+from export.tables import our_name, write_tables
 from tests.export.test_solver import CONFIGS
 
 EMOJI = CONFIGS["emoji"]
@@ -64,8 +66,8 @@ def test_one_asked_for_by_name_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_two_names_of_one_scheduler_are_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[str]()
-    probed = tables.probed
-    monkeypatch.setattr(tables, "probed", lambda name, *rest: asked.append(name) or probed(name, *rest))
+    probed = tabled_module.probed
+    monkeypatch.setattr(tabled_module, "probed", lambda name, *rest: asked.append(name) or probed(name, *rest))
     write_tables(EMOJI, "euler", tmp_path / "t.npz", ["euler", "euler_trailing"], cache=tmp_path / "cache")
     assert asked == ["euler"]
 
