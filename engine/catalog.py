@@ -67,8 +67,11 @@ class PlanSet:
 
     @property
     def scratch_bytes(self) -> int:
-        """What its largest plan needs beside inputs and outputs, as far as the builds recorded it."""
-        return max((info.facts.scratch_bytes or 0 for info in self.infos), default=0)
+        """What its largest plan needs beside inputs and outputs, as far as the builds recorded it; without those of
+        `apart`, which a text alone never asks for.
+        """
+        needed = [info for parts in self._of(None).values() for _, info in parts]
+        return max((info.facts.scratch_bytes or 0 for info in needed), default=0)
 
     def read(self, graph: str | None = None) -> Iterator[tuple[str, Part, bytes]]:
         """Each plan's verified bytes in turn, a graph's parts in order. Raises PlanMissing or PlanDamaged.
@@ -76,7 +79,8 @@ class PlanSet:
         graph: the one of `apart` to read, and raise the error of where it is absent; None for all but those.
         """
         if graph in self.absent:
-            raise self.absent[graph]
+            why = self.absent[graph]  # raised anew: an error that is kept would keep the frames of whoever met it
+            raise type(why)(why.subject, actual=why.actual, allowed=why.allowed, remedy=why.remedy)
         for name, parts in self._of(graph).items():
             for index, (path, info) in enumerate(parts, 1):
                 yield name, (index, len(parts)), verified_plan(path, info, self.remedy)
@@ -110,10 +114,12 @@ class Catalog:
         """What the largest plan of all sets needs, as far as the builds recorded it."""
         return max((plans.scratch_bytes for plans in self.sets), default=0)
 
-    def covering(self, dims: Dims) -> tuple[PlanSet, int] | None:
-        """The set and the index of the profile tuned closest to these dims, or None."""
+    def covering(self, dims: Dims, graph: str = "") -> tuple[PlanSet, int] | None:
+        """The set and the index of the profile tuned closest to these dims, or None. Of a graph that a set may lack, in
+        a set that has it where there is one.
+        """
         fitting = [one for one in self.profiles if one[0].covers(dims)]
-        closest = min(fitting, key=lambda one: one[0].size, default=None)
+        closest = min(fitting, key=lambda one: (graph in one[1].absent, one[0].size), default=None)
         return None if closest is None else closest[1:]
 
     def nearest(self, height: int, width: int) -> PlanSet:

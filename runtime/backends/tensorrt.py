@@ -54,7 +54,7 @@ class TensorRTBackend:
 
     def bind(self, graph: Graph, buffers: Mapping[str, Buffer], dims: Dims) -> Launch:
         """A launch with execution contexts of its own. Raises ShapeOutsideProfile, PlanError or ExecutionFailed."""
-        found = self._catalog.covering(dims)
+        found = self._catalog.covering(dims, graph.name)
         if found is None:
             raise self._outside(dims)
         plans, profile = found
