@@ -142,3 +142,13 @@ class ExtraMissing(ZturboError):
 
 class OutputError(ZturboError):
     """A result cannot be written where it was asked for."""
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: short, and also where Python refuses to write a long integer."""
+    try:
+        text = repr(value)
+    except ValueError:
+        inner = "" if isinstance(value, int) else "with an integer "
+        text = f"{type(value).__name__} {inner}of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from engine.binding import Float32Array
-from engine.errors import RequestInvalid
+from engine.errors import RequestInvalid, shown
 from runtime.per_image import RANDOM, image_count, per_image
 from runtime.pictures import Picture, check_mask, check_picture
 
@@ -76,10 +76,10 @@ class Request:
         self._settle_images()
         _check_integer("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP, optional=True)
         if not isinstance(self.emphasis, bool):
-            raise request_invalid("emphasis", _shown(self.emphasis), "True or False", "False takes prompts literally.")
+            raise request_invalid("emphasis", shown(self.emphasis), "True or False", "False takes prompts literally.")
         if self.scheduler is not None and not isinstance(self.scheduler, str):
             raise request_invalid(
-                "scheduler", _shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`."
+                "scheduler", shown(self.scheduler), "a scheduler's name", "See `zturbo inspect BUNDLE`."
             )
         _check_eta(self.eta)
         for name in ("latents", "noise"):
@@ -128,7 +128,7 @@ def _check_integer(name: str, value: object, low: int, high: int, *, optional: b
         return
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
-        raise request_invalid(name, _shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
+        raise request_invalid(name, shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
 
 
 def _check_seed(value: object) -> None:
@@ -136,16 +136,14 @@ def _check_seed(value: object) -> None:
 
 
 def _check_guidance(value: object) -> None:
-    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[operator]
+    if not _is_number(value) or not 0 <= value <= MAX_GUIDANCE:  # type: ignore[operator]
         allowed = f"a finite number from 0 to {MAX_GUIDANCE:g}"
-        raise request_invalid("guidance_scale", _shown(value), allowed, "1 or less turns guidance off.")
+        raise request_invalid("guidance_scale", shown(value), allowed, "1 or less turns guidance off.")
 
 
 def _check_eta(value: object) -> None:
-    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
-    if value is not None and not (number and 0 <= value <= 1):  # type: ignore[operator]
-        raise request_invalid("eta", _shown(value), "a number from 0 to 1", "0 draws no noise in the steps, 1 most.")
+    if value is not None and not (_is_number(value) and 0 <= value <= 1):  # type: ignore[operator]
+        raise request_invalid("eta", shown(value), "a number from 0 to 1", "0 draws no noise in the steps, 1 most.")
 
 
 def _check_array(name: str, value: object) -> None:
@@ -166,19 +164,14 @@ def _check_pictures(image: object, mask: object, strength: object) -> None:
     for field, value in (("mask", mask), ("strength", strength)):
         if value is not None and image is None:
             raise request_invalid(field, f"a {field} without an image", "None without an image", "Pass an image too.")
-    number = isinstance(strength, (int, float, np.floating, np.integer)) and not isinstance(strength, bool)
-    if strength is not None and (not number or not 0 < strength <= 1):  # type: ignore[operator]
+    if strength is not None and (not _is_number(strength) or not 0 < strength <= 1):  # type: ignore[operator]
         allowed = "a number above 0, to 1"
-        raise request_invalid("strength", _shown(strength), allowed, "Less keeps more of the image.")
+        raise request_invalid("strength", shown(strength), allowed, "Less keeps more of the image.")
 
 
-def _shown(value: object) -> str:
-    """A value as a message shows it: short, and also where Python refuses to write a long integer."""
-    try:
-        text = repr(value)
-    except ValueError:
-        text = f"{type(value).__name__} of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _is_number(value: object) -> bool:
+    """Python's or numpy's; a bool is none."""
+    return isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
 
 
 def request_invalid(field: str, actual: str, allowed: str, remedy: str) -> RequestInvalid:

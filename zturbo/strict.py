@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from engine.errors import ConfigInvalid
+from engine.errors import ConfigInvalid, shown
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -56,7 +56,7 @@ def checked(value: object, hint: Any, place: Place) -> Any:
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         descriptions = [meta.description for meta in getattr(hint, "__metadata__", ()) if meta.description]
         raise ConfigInvalid(
-            str(place), actual=_shown(value), allowed=descriptions[0] if descriptions else str(error),
+            str(place), actual=shown(value), allowed=descriptions[0] if descriptions else str(error),
             remedy="Write a value of that kind.",
         ) from error  # fmt: skip
 
@@ -65,11 +65,11 @@ def known_keys(values: object, known: Collection[str], place: Place) -> dict[str
     """The values by key, each of them known. Raises ConfigInvalid for another key, or what is no mapping."""
     if not isinstance(values, Mapping):
         raise ConfigInvalid(
-            str(place), actual=_shown(values), allowed="keys with values", remedy=f"Known keys: {', '.join(known)}."
+            str(place), actual=shown(values), allowed="keys with values", remedy=f"Known keys: {', '.join(known)}."
         )
     for key in values:
         if not isinstance(key, str) or key not in known:
-            word = key if isinstance(key, str) and key[:60].isidentifier() else _shown(key)
+            word = key if isinstance(key, str) and key[:60].isidentifier() else shown(key)
             near = get_close_matches(word[:60], known, n=1, cutoff=0.5)
             raise ConfigInvalid(
                 str(place.below(word[:60])), actual="an unknown key", allowed=", ".join(known),
@@ -80,12 +80,3 @@ def known_keys(values: object, known: Collection[str], place: Place) -> dict[str
 
 def _is_struct(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, msgspec.Struct)
-
-
-def _shown(value: object) -> str:
-    """A value as a message shows it: short, and also where Python refuses to write a long integer."""
-    try:
-        text = repr(value)
-    except ValueError:
-        text = f"{type(value).__name__} with an integer of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:57]}…"
