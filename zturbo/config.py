@@ -16,7 +16,7 @@ import msgspec
 from engine.errors import ConfigInvalid, RequestInvalid
 from runtime.request import Request
 from zturbo.older_config import SECTIONS, from_older
-from zturbo.strict import Place, check_fields, known_keys, struct_from
+from zturbo.strict import Place, check_fields, described, known_keys, struct_from
 from zturbo.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ PATHS = ("bundle", "out")
 PER_CALL = ("prompt", "latents", "noise", "image", "mask", "strength")
 """Fields of a request that have no default: the prompt, what no file of text holds, and what goes with an image."""
 DEFAULTS = tuple(field.name for field in fields(Request) if field.name not in PER_CALL)
-
-
-def _meta(description: str) -> msgspec.Meta:
-    return msgspec.Meta(description=description)
 
 
 Name = Annotated[str, msgspec.Meta(min_length=1, pattern=r"\A[^\0]+\Z")]
@@ -49,16 +45,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Raises ConfigInvalid.
     """
 
-    bundle: Annotated[Name | None, _meta("a bundle's folder")] = None
-    backend: Annotated[Backend, _meta("auto, tensorrt, tensorrt_rtx, onnxruntime or pytorch")] = "auto"
-    device: Annotated[Name | None, _meta("the backend's word for it: cpu, cuda, cuda:1 …")] = None
-    precision: Annotated[Precision | None, _meta("fp32, fp16 or bf16")] = None
-    threads: Annotated[Threads | None, _meta("an integer from 1 to 1024")] = None
-    capture: Annotated[bool, _meta("true or false")] = True
-    cache_mib: Annotated[Mebibytes, _meta("an integer from 0 to 1048576")] = 256
-    max_batch_size: Annotated[Threads | None, _meta("an integer from 1 to 1024")] = None
-    out: Annotated[Name, _meta("a folder for pictures")] = "out"
-    defaults: Annotated[dict[str, Any], _meta("fields of a request")] = {}
+    bundle: Annotated[Name | None, described("a bundle's folder")] = None
+    backend: Annotated[Backend, described("auto, tensorrt, tensorrt_rtx, onnxruntime or pytorch")] = "auto"
+    device: Annotated[Name | None, described("the backend's word for it: cpu, cuda, cuda:1 …")] = None
+    precision: Annotated[Precision | None, described("fp32, fp16 or bf16")] = None
+    threads: Annotated[Threads | None, described("an integer from 1 to 1024")] = None
+    capture: Annotated[bool, described("true or false")] = True
+    cache_mib: Annotated[Mebibytes, described("an integer from 0 to 1048576")] = 256
+    max_batch_size: Annotated[Threads | None, described("an integer from 1 to 1024")] = None
+    out: Annotated[Name, described("a folder for pictures")] = "out"
+    defaults: Annotated[dict[str, Any], described("fields of a request")] = {}
 
     def __post_init__(self) -> None:
         place = Place("config")

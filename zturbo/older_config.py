@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from engine.bundle import FILE
-from zturbo.strict import Place, struct_from
+from zturbo.strict import Place, described, struct_from
 
 SECTIONS = ("generator", "performance", "resource")
 BACKENDS = {"tensorrt": "tensorrt", "pytorch": "pytorch", "onnx": "onnxruntime"}
@@ -39,12 +39,8 @@ class ConfigWarning(UserWarning):
     """A key of a config is accepted, but has no meaning here."""
 
 
-def _meta(description: str) -> msgspec.Meta:
-    return msgspec.Meta(description=description)
-
-
-Switch = Annotated[bool | None, _meta("true or false")]
-Text = Annotated[str | None, _meta("text")]
+Switch = Annotated[bool | None, described("true or false")]
+Text = Annotated[str | None, described("text")]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -53,21 +49,21 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 class GeneratorSection(msgspec.Struct, frozen=True, kw_only=True):
     """What paints, and with which weights."""
 
-    backend: Annotated[Literal["tensorrt", "pytorch", "onnx"] | None, _meta("tensorrt, pytorch or onnx")] = None
+    backend: Annotated[Literal["tensorrt", "pytorch", "onnx"] | None, described("tensorrt, pytorch or onnx")] = None
     engine_path: Text = None
     use_xformers: Switch = None
     enable_gradient_checkpointing: Switch = None
-    mixed_precision: Annotated[Literal["fp16", "bf16", "no"] | None, _meta("fp16, bf16 or no")] = None
+    mixed_precision: Annotated[Literal["fp16", "bf16", "no"] | None, described("fp16, bf16 or no")] = None
     device: Text = None
 
 
 class PerformanceSection(msgspec.Struct, frozen=True, kw_only=True):
     """How much at a time."""
 
-    max_batch_size: Annotated[Positive | None, _meta("an integer from 1 on")] = None
-    cache_clear_interval: Annotated[Natural | None, _meta("an integer from 0 on")] = None
+    max_batch_size: Annotated[Positive | None, described("an integer from 1 on")] = None
+    cache_clear_interval: Annotated[Natural | None, described("an integer from 0 on")] = None
     attention_slicing: Annotated[
-        bool | Positive | Literal["auto", "max"] | None, _meta("true, false, auto, max or a slice's size")
+        bool | Positive | Literal["auto", "max"] | None, described("true, false, auto, max or a slice's size")
     ] = None
     vae_slicing: Switch = None
 
@@ -83,7 +79,7 @@ class OffloadSection(msgspec.Struct, frozen=True, kw_only=True):
 class ResourceSection(msgspec.Struct, frozen=True, kw_only=True):
     """What is done where memory is short."""
 
-    oom_retry_delay: Annotated[Seconds | None, _meta("seconds, 0 or more")] = None
+    oom_retry_delay: Annotated[Seconds | None, described("seconds, 0 or more")] = None
     cpu_offload: OffloadSection | None = None
 
 

@@ -61,6 +61,11 @@ def checked(value: object, hint: Any, place: Place) -> Any:
         ) from error  # fmt: skip
 
 
+def described(text: str) -> msgspec.Meta:
+    """What a field's values are, in the words of an error about it."""
+    return msgspec.Meta(description=text)
+
+
 def known_keys(values: object, known: Collection[str], place: Place) -> dict[str, Any]:
     """The values by key, each of them known. Raises ConfigInvalid for another key, or what is no mapping."""
     if not isinstance(values, Mapping):
