@@ -24,7 +24,7 @@ from benchmarks.machine import machine, versions
 from benchmarks.polygraphy_tools import load_tools
 from benchmarks.report import as_json
 from engine.binding import Binding, Graph, PlanPrecision, Precision, symbols_of, variant_of
-from engine.bundle import Bundle, ReferenceCase, load_bundle, verified_graph, verified_path
+from engine.bundle import Bundle, load_bundle, verified_graph, verified_path
 from engine.catalog import PlanSet, find_plans
 from engine.compare import allowed_error, difference
 from engine.cuda import Cuda
@@ -32,6 +32,7 @@ from engine.dialect import FLAVOURS, load_dialect
 from engine.errors import BackendUnavailable, ZturboError
 from engine.machine import machine_of
 from engine.plan import verified_plan
+from engine.schema import ReferenceCase
 from engine.verdict import Comparison
 
 RECORDED = "reference.npz"

@@ -14,129 +14,33 @@ import msgspec
 from engine.binding import Graph, Precision
 from engine.digest import file_sha256
 from engine.errors import BundleDamaged, BundleInvalid, BundleMissing, BundleVersion, OptionInvalid
+from engine.schema import (
+    Defaults,
+    FileEntry,
+    FusedLora,
+    Guidance,
+    Latents,
+    Limits,
+    LoraInputs,
+    Reference,
+    Source,
+    Struct,
+    Tables,
+)
 from engine.tokens import Tokenizer
-from engine.wiring import host_wires, wiring_problem
+from engine.wiring import LORA, host_wires, wiring_problem
 
-VERSION = 3
+VERSION = 4
 FILE = "bundle.json"
-Count = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of the schema: frozen, and an unknown key is an error."""
-
-
-class FileEntry(Struct, frozen=True):
-    """Size in bytes and sha256 of one file."""
-
-    size_bytes: int
-    sha256: str
-
-
-class Source(Struct, frozen=True):
-    """The model that was exported: its folder relative to the bundle, and the hash of its files."""
-
-    path: str
-    sha256: str
-
-
-class Latents(Struct, frozen=True):
-    """Channels of the latents, and how many pixels one of them spans along each side."""
-
-    channels: Count
-    factor: Count
-
-
-class Limits(Struct, frozen=True):
-    """Sizes in pixels that the model was made for: height and width from min_px to max_px in steps of multiple_px."""
-
-    min_px: Count
-    max_px: Count
-    multiple_px: Count
-
-    def allow(self, px: int) -> bool:
-        """Whether a height or width is one of these sizes."""
-        return self.min_px <= px <= self.max_px and px % self.multiple_px == 0
-
-
-class Defaults(Struct, frozen=True):
-    """What a request gets where it names nothing."""
-
-    height: Count
-    width: Count
-    num_inference_steps: Count
-    guidance_scale: float
-    scheduler: str
-
-
-class SchedulerEntry(Struct, frozen=True):
-    """One scheduler in the tables: the diffusers class and settings it was probed from, and its range of steps.
-
-    aliases: other names of it, in any case. etas: those with tables, the default first; none where it takes none.
-    order: evaluations per step, as diffusers' pipelines count. warm: how many rows are others after a late begin.
-    """
-
-    class_name: str
-    settings: dict[str, Any]
-    min_steps: Count
-    max_steps: Count
-    aliases: tuple[str, ...]
-    etas: tuple[float, ...]
-    order: Count
-    warm: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Tables(Struct, frozen=True):
-    """The solver tables: an .npz laid out as engine/tablefile.py has it, (evaluations + 1, columns) per step count.
-
-    Row 0 starts the loop; row i replays model evaluation i. A batch's table is padded to `rows`.
-    columns: names by position; a reader ignores those it does not know. refused: why a scheduler has none, by name.
-    """
-
-    file: str
-    rows: Count
-    columns: tuple[str, ...]
-    schedulers: dict[str, SchedulerEntry]
-    refused: dict[str, str]
-
-
-class ReferenceCase(Struct, frozen=True):
-    """One recorded case of reference.npz: keys `<case>/<graph>/<binding>`.
-
-    fp16_error: {graph: {output: ‖fp16 − fp32‖ / ‖fp32‖}}, what torch's own fp16 loses at this case.
-    """
-
-    name: str
-    dims: dict[str, int]
-    fp16_error: dict[str, dict[str, float]]
-
-
-class LoopCase(Struct, frozen=True):
-    """A short run of all stages in reference.npz: keys `loop/<wire>` for the host's inputs, and for `latents` and
-    `images` at the end. evaluations: how often the loop's graphs run. fp16_error: {wire: what torch's fp16 loses}.
-    """
-
-    dims: dict[str, int]
-    evaluations: Count
-    fp16_error: dict[str, float]
-
-
-class Reference(Struct, frozen=True):
-    """Seeded inputs and fp32 torch outputs of every graph, and of a short loop, for the parity gate.
-
-    A hoisted prologue has no arrays of its own: those of the graph it was cut from are the whole's.
-    """
-
-    file: str
-    cases: tuple[ReferenceCase, ...]
-    loop: LoopCase
 
 
 class Bundle(Struct, frozen=True):
     """The whole of bundle.json.
 
     variants: the graphs by precision, each in the order they run in. guidance_offset: what the runtime adds to a
-    request's guidance_scale (1 for pos + g·(pos − neg)). max_clip_skip: the most layers that clip_skip may name.
+    request's guidance_scale (1 for pos + g·(pos − neg)). guidance: whether it costs a second denoiser row, or is an
+    embedding that the denoiser reads. max_clip_skip: the most layers that clip_skip may name. loras: what was fused
+    into the weights. lora_inputs: how the denoiser takes more of them with each request, or None.
     """
 
     version: int
@@ -149,12 +53,15 @@ class Bundle(Struct, frozen=True):
     limits: Limits
     defaults: Defaults
     guidance_offset: float
+    guidance: Guidance
     tokenizer: Tokenizer
     max_clip_skip: Annotated[int, msgspec.Meta(ge=0)]
     tables: Tables
     reference: Reference
     variants: dict[Precision, tuple[Graph, ...]]
     files: dict[str, FileEntry]
+    loras: tuple[FusedLora, ...] = ()
+    lora_inputs: LoraInputs | None = None
 
     def graphs(self, precision: Precision) -> tuple[Graph, ...]:
         """The graphs of one precision. Raises OptionInvalid where the bundle has none of it."""
@@ -284,7 +191,9 @@ def bundle_problem(bundle: Bundle) -> str | None:
     if not (limits.allow(defaults.height) and limits.allow(defaults.width)):
         return f"a default size of {defaults.width}x{defaults.height} outside its own limits"
     host = host_wires(latents.channels, latents.factor, tables.rows, len(tables.columns))
-    problems = [wiring_problem(graphs, host) for graphs in bundle.variants.values()]
+    loras = bundle.lora_inputs
+    hosts = {p: host if loras is None else {**host, LORA: loras.wire(p)} for p in bundle.variants}
+    problems = [wiring_problem(graphs, hosts[precision]) for precision, graphs in bundle.variants.items()]
     return next((problem for problem in problems if problem), None) if problems else "no graphs"
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from engine.binding import PlanPrecision
-from engine.bundle import FileEntry
 from engine.dialect import Dialect
 from engine.job import Job
+from engine.schema import FileEntry
 
 GIB = 1 << 30
 

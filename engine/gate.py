@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.binding import Array, Dims, Graph, symbols_of, variant_of
-from engine.bundle import Bundle, ReferenceCase, load_bundle, verified_path
+from engine.bundle import Bundle, load_bundle, verified_path
 from engine.compare import allowed_error, compared, miss_text
 from engine.cuda import Cuda
 from engine.device import Device
@@ -26,6 +26,7 @@ from engine.gate_runs import Ran, Runs, recorded
 from engine.job import GateJob
 from engine.machine import Machine, machine_of
 from engine.profiles import Profile, parse_profile, size_text
+from engine.schema import ReferenceCase
 from engine.verdict import Comparison, Status, Verdict
 from engine.wiring import IMAGES
 

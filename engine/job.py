@@ -8,10 +8,10 @@ import msgspec
 
 from engine import errors
 from engine.binding import Graph, PlanPrecision
-from engine.bundle import FileEntry, Struct
 from engine.errors import ZturboError
 from engine.machine import Machine
 from engine.plan import Identity, Options, PlanInfo
+from engine.schema import FileEntry, Struct
 from engine.verdict import TOLERANCE, Verdict
 
 

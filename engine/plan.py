@@ -18,10 +18,11 @@ from pathlib import Path
 import msgspec
 
 from engine.binding import Graph, PlanPrecision
-from engine.bundle import Bundle, FileEntry, Struct, body_sha256, graph_files
+from engine.bundle import Bundle, body_sha256, graph_files
 from engine.errors import PlanDamaged, PlanInvalid, PlanMismatch, PlanMissing
 from engine.machine import Machine
 from engine.profiles import Profile, set_name
+from engine.schema import FileEntry, Struct
 from engine.verdict import Verdict
 
 VERSION = 2

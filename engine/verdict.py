@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from engine.bundle import Struct
 from engine.machine import Machine
+from engine.schema import Struct
 
 Status = Literal["passed", "unverified", "rejected"]
 """passed: compared, and within the tolerance. unverified: not compared, the reason says why. rejected: kept aside."""

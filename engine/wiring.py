@@ -29,6 +29,8 @@ IMAGES = "images"
 """The wire that the host reads: uint8, (samples, height, width, channels)."""
 IMAGE = "image"
 """The host's wire that a picture to begin from comes in by."""
+LORA = "lora"
+"""The host's wire of low-rank weights, of a bundle that was exported to take them: (rows, size)."""
 PREVIEW = "preview"
 """The wire that the host reads between steps: uint8, (samples, height / factor, width / factor, 3)."""
 
@@ -36,13 +38,15 @@ PREVIEW = "preview"
 def host_wires(channels: int, factor: int, table_rows: int, columns: int) -> dict[str, Wire]:
     """The wires that the host writes (runtime/batch.py); every other input must be some graph's output.
 
-    `image` and `image_noise` only for a batch in which a sample has an image.
+    `image` and `image_noise` only for a batch in which a sample has an image. `time_ids`: original height and width,
+    the crop's top and left, target height and width, in pixels. A bundle may add `lora` (engine/schema.py).
     """
     latent: tuple[Axis, ...] = (f"height/{factor}", f"width/{factor}")
     return {
         "input_ids": ("int32", ("rows", "tokens")),
         "token_weights": ("float32", ("rows", "tokens")),
         "clip_skip": ("int32", ("rows",)),
+        "time_ids": ("float32", ("rows", 6)),
         "table": ("float32", ("samples", table_rows, columns)),
         "noise": ("float32", ("samples", "draws", channels, *latent)),
         "guidance_scale": ("float32", ("samples",)),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.bundle import FileEntry, verified_file
+from engine.bundle import verified_file
 from engine.child import serve
 from engine.compile import Compiled, Source, plan_from_onnx
 from engine.dialect import load_dialect
@@ -21,6 +21,7 @@ from engine.errors import BuildFailed, BundleDamaged, ZturboError
 from engine.job import Job, Reply, failed
 from engine.plan import VERSION, PlanInfo
 from engine.publish import TEMPORARY, publish
+from engine.schema import FileEntry
 from engine.timing import TimingCache
 from engine.verdict import NOT_YET
 

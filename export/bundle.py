@@ -13,20 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.binding import Precision
-from engine.bundle import (
-    FILE,
-    VERSION,
-    Bundle,
-    FileEntry,
-    Reference,
-    ReferenceCase,
-    Source,
-    decode_bundle,
-    encode_bundle,
-    sealed,
-)  # fmt: skip
+from engine.bundle import FILE, VERSION, Bundle, decode_bundle, encode_bundle, sealed
 from engine.digest import file_sha256
 from engine.errors import OptionInvalid, OutputError
+from engine.schema import FileEntry, Reference, ReferenceCase, Source
 from engine.tablefile import TableFile
 from engine.tokens import Tokenizer
 from export import reference
@@ -38,7 +28,7 @@ from export.place import placed_folder
 from export.solver import COLUMNS
 from export.source import source_sha256
 from export.tables import write_tables
-from export.tokenizer import export_tokenizer
+from export.tokenizer import check_same, export_tokenizer
 from export.variants import Cases, Errors, Recorded, Variant, export_variant, runs
 
 Progress = Callable[[str, int, int], None]
@@ -76,9 +66,10 @@ def export_bundle(
             version=VERSION, sha256="", name=out.name, family=model.family,
             source=Source(path=_relative(source, out), sha256=source_sha256(source, model.components)),
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
-            guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
-            max_clip_skip=model.max_clip_skip, reference=reference_entry(model, recorded, variants),
-            variants={p: variant.graphs for p, variant in variants.items()}, files=file_entries(folder),
+            guidance=model.guidance, guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
+            max_clip_skip=model.max_clip_skip, lora_inputs=model.lora_inputs,
+            reference=reference_entry(model, recorded, variants), files=file_entries(folder),
+            variants={p: variant.graphs for p, variant in variants.items()},
         )  # fmt: skip
         return write_bundle(bundle, folder, out)
 
@@ -115,8 +106,11 @@ def placed(specs: tuple[GraphSpec, ...], device: str) -> tuple[GraphSpec, ...]:
 
 
 def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
-    """Write tokenizer.json, compared with the source's own."""
-    ids = export_tokenizer(model.source / "tokenizer", folder / FILES["tokenizer"], model.max_tokens)
+    """Write tokenizer.json, compared with the source's own, of which a second one must give the same ids."""
+    first, *others = (model.source / name for name in model.tokenizers)
+    ids = export_tokenizer(first, folder / FILES["tokenizer"], model.max_tokens)
+    for other in others:
+        check_same(first, other)
     return Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens, max_chunks=model.max_chunks, **ids)
 
 

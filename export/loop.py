@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.binding import Graph, Stage
-from engine.bundle import LoopCase
+from engine.schema import LoopCase
 from engine.tablefile import Stored
 from engine.wiring import IMAGES, launched
 from export.families import Model
 from export.graph import GraphSpec
-from export.reference import Arrays, cases, relative_error
+from export.reference import Arrays, loop_dims, relative_error
 from export.solver import COLUMNS, ROWS, Table
 
 EVALUATIONS = 4
@@ -51,12 +51,12 @@ class Loop:
 
 
 def record_loop(model: Model, graphs: Sequence[Node], tables: Stored, run: Run) -> Loop:
-    """Run the default scheduler over its shortest table of at least EVALUATIONS, guided, at the default size.
+    """Run the default scheduler over its shortest table of at least EVALUATIONS, guided, at a size that a CPU can run.
 
     tables: the default scheduler's. graphs: of fp32.
     """
     table = next(t for t in map(tables.at, range(len(tables.counts))) if len(t) > EVALUATIONS)
-    dims = {**cases(model)["default"], "draws": 1 + int(table[:, COLUMNS.index("j")].max())}
+    dims = {**loop_dims(model), "draws": 1 + int(table[:, COLUMNS.index("j")].max())}
     read = {binding.name for graph in graphs for binding in graph.inputs}
     host = {name: array for name, array in host_inputs(model, table, dims).items() if name in read}
     wires = run_stages(graphs, host, len(table) - 1, run)
@@ -69,8 +69,10 @@ def host_inputs(model: Model, table: Table, dims: Mapping[str, int]) -> Arrays:
     A quarter of it is kept from an image, whose latents are given as they are: no graph makes them here.
     """
     rng = np.random.default_rng(SEED)
-    input_ids = rng.integers(0, model.vocabulary, (2, dims["tokens"])).astype(np.int32)
+    rows = dims["rows"]
+    input_ids = rng.integers(0, model.vocabulary, (rows, dims["tokens"])).astype(np.int32)
     factor = model.latents.factor
+    size = dims["height"], dims["width"]
     latent = model.latents.channels, dims["height"] // factor, dims["width"] // factor
     noise = rng.standard_normal((1, dims["draws"], *latent)).astype(np.float32)
     mask = np.ones((1, 1, *latent[1:]), np.float32)
@@ -78,14 +80,15 @@ def host_inputs(model: Model, table: Table, dims: Mapping[str, int]) -> Arrays:
     guidance = model.defaults.guidance_scale + model.guidance_offset
     return {
         "input_ids": input_ids,
-        "token_weights": rng.uniform(0.8, 1.2, (2, dims["tokens"])).astype(np.float32),
-        "clip_skip": np.zeros(2, np.int32),
+        "token_weights": rng.uniform(0.8, 1.2, (rows, dims["tokens"])).astype(np.float32),
+        "clip_skip": np.zeros(rows, np.int32),
+        "time_ids": np.array([[*size, 0, 0, *size]] * rows, np.float32),
         "table": padded(table)[None],
         "noise": noise,
         "guidance_scale": np.array([guidance], np.float32),
         "cond_row": np.array([0], np.int32),
-        "uncond_row": np.array([1], np.int32),
-        "sample_of_row": np.array([0, 0], np.int32),
+        "uncond_row": np.array([rows - 1], np.int32),
+        "sample_of_row": np.zeros(rows, np.int32),
         "image_latents": rng.standard_normal((1, *latent)).astype(np.float32),
         "mask": mask,
     }

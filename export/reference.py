@@ -22,12 +22,25 @@ def cases(model: Model) -> dict[str, dict[str, int]]:
     """
     low, side, step = model.limits.min_px, model.defaults.height, model.latents.factor
     tokens = {"tokens": model.max_tokens}
+    rows = rows_of_guided(model)
     return {
-        "default": {"rows": 2, "samples": 1, "height": side, "width": model.defaults.width, "draws": 1, **tokens},
+        "default": {"rows": rows, "samples": 1, "height": side, "width": model.defaults.width, "draws": 1, **tokens},
         "small": {"rows": 3, "samples": 2, "height": low, "width": low, "draws": 4, **tokens},
         "odd": {"rows": 1, "samples": 1, "height": low, "width": low + step, "draws": 2, **tokens},
-        "long": {"rows": 2, "samples": 1, "height": low, "width": low, "draws": 1, "tokens": 2 * model.max_tokens},
+        "long": {"rows": rows, "samples": 1, "height": low, "width": low, "draws": 1, "tokens": 2 * model.max_tokens},
     }
+
+
+def rows_of_guided(model: Model) -> int:
+    """Denoiser rows of a guided sample: one where the guidance is an embedding."""
+    return 2 if model.guidance == "classifier_free" else 1
+
+
+def loop_dims(model: Model) -> dict[str, int]:
+    """The shape of the recorded loop: the default; of a large model the smallest size, for a CPU runs it too."""
+    by_case = cases(model)
+    size = by_case["small" if model.large else "default"]
+    return {**by_case["default"], "height": size["height"], "width": size["width"]}
 
 
 def seeded_inputs(bindings: Sequence[Binding], dims: Dims, seed: int, vocabulary: int) -> Arrays:
@@ -43,7 +56,10 @@ def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: 
         "input_ids": vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples,
         "clip_skip": 2, "image": 256,
     }  # fmt: skip
-    ranges = {"timestep": (0.0, 1000.0), "token_weights": (0.5, 1.5)}
+    ranges = {
+        "timestep": (0.0, 1000.0), "token_weights": (0.5, 1.5), "guidance_scale": (0.0, 10.0),
+        "time_ids": (0.0, 1024.0),
+    }  # fmt: skip
     if binding.name in limits:
         return rng.integers(0, limits[binding.name], shape)
     if binding.name in ranges:

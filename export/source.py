@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from engine.bundle import Defaults
 from engine.digest import file_sha256
 from engine.errors import SourceError
+from engine.schema import Defaults
 
 INDEX = "model_index.json"
 DEFAULTS = "generation_config.json"

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import SchedulerEntry, Tables
 from engine.errors import OptionInvalid, SchedulerUnsupported
 from engine.scheduler_names import SchedulerNames
+from engine.schema import SchedulerEntry, Tables
 from engine.tablefile import archive, key, packed
 from export import table_cache
 from export.refused import REFUSED_NAMES

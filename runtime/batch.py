@@ -17,6 +17,8 @@ from runtime.noise import draws, encoder_noise
 from runtime.tables import Table, Tables
 from runtime.text import Prompt, Tokenizer
 
+Size = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
@@ -24,7 +26,8 @@ class Sample:
 
     clip_skip: as diffusers counts it. guidance_scale: as the solver takes it. seed, image: what its noise depends on.
     initial: (C, H/8, W/8), noise: (draws, C, H/8, W/8), or None for the seed's. pixels: (H, W, 3) uint8 of the image to
-    begin from, or None. mask: (1, H/8, W/8), or None to paint everywhere.
+    begin from, or None. mask: (1, H/8, W/8), or None to paint everywhere. original, target: (height, width), None for
+    the picture's own; crop: (top, left); in pixels, what SDXL's denoiser is told.
     """
 
     prompt: str
@@ -40,6 +43,9 @@ class Sample:
     noise: Float32Array | None
     pixels: NDArray[np.uint8] | None = None
     mask: Float32Array | None = None
+    original: Size | None = None
+    crop: Size = (0, 0)
+    target: Size | None = None
 
     @property
     def rows(self) -> int:
@@ -94,6 +100,7 @@ class Batch:
         rows = np.array([sample.rows for sample in self.samples], np.int32)
         return {
             **tokenizer.rows([prompt for sample in self.samples for prompt in sample.prompts], self.tokens),
+            "time_ids": np.repeat(self._time_ids(), rows, 0),
             "clip_skip": np.repeat(np.array([sample.clip_skip for sample in self.samples], np.int32), rows),
             "table": tables.padded([sample.table for sample in self.samples]),
             "noise": self._noise(),
@@ -104,6 +111,13 @@ class Batch:
             "mask": self._masks(),
             **(self._images() if self.has_images else {}),
         }
+
+    def _time_ids(self) -> Float32Array:
+        """(samples, 6): original height and width, top and left of the crop, target height and width."""
+        size = self.height, self.width
+        return np.array(
+            [[*(one.original or size), *one.crop, *(one.target or size)] for one in self.samples], np.float32
+        )
 
     def _masks(self) -> Float32Array:
         """(samples, 1, H/8, W/8): 1 where a sample is painted."""

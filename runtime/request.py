@@ -23,6 +23,7 @@ MAX_STEPS = 100
 MAX_GUIDANCE = 50.0
 MAX_CLIP_SKIP = 1000
 MAX_SEED = 2**63 - 1
+MAX_TOLD_PX = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,6 +46,8 @@ class Request:
     mask: as image, white where to paint and black where the image stays; laid on black where it has alpha.
     strength: above 0, to 1: how much of the image is painted over, int(strength · num_inference_steps) steps of them;
     None: 0.8, with a mask 1, which begins from noise alone.
+    original_size, target_size: (height, width) that SDXL's denoiser is told, None for the picture's own;
+    crops_coords_top_left: where a crop began, (0, 0) for none; both rows are told the same. Other families read none.
     Raises RequestInvalid.
     """
 
@@ -65,6 +68,9 @@ class Request:
     image: Picture | None = None
     mask: Picture | None = None
     strength: float | None = None
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, minimum=1)
@@ -85,6 +91,8 @@ class Request:
         for name in ("latents", "noise"):
             _check_array(name, getattr(self, name))
         _check_pictures(self.image, self.mask, self.strength)
+        for name, low in (("original_size", 1), ("crops_coords_top_left", 0), ("target_size", 1)):
+            object.__setattr__(self, name, _pair(name, getattr(self, name), low))
 
     def _settle_images(self) -> None:
         """Sequences become tuples, so that nobody changes them later, and num_images an integer."""
@@ -129,6 +137,17 @@ def _check_integer(name: str, value: object, low: int, high: int, *, optional: b
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
         raise request_invalid(name, shown(value), f"an integer from {low} to {high}", "Pass a value in that range.")
+
+
+def _pair(name: str, value: object, low: int) -> tuple[int, int] | None:
+    """Two integers as a tuple, or None where that is allowed."""
+    if value is None and low:
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise request_invalid(name, shown(value), "two integers, (height, width)", "Pass a pair, or leave it out.")
+    for one in value:
+        _check_integer(name, one, low, MAX_TOLD_PX)
+    return int(value[0]), int(value[1])
 
 
 def _check_seed(value: object) -> None:

@@ -99,10 +99,12 @@ def _guidance(value: float | Sequence[float]) -> float | tuple[float, ...]:
 
 def _sample(request: Request, image: int, table: Table, guidance: float, bundle: Bundle) -> Sample:
     seed, counter = noise_key(request.seed, image)
+    scale = guidance + bundle.guidance_offset
     return Sample(
         prompt=request.prompt, negative_prompt=request.negative_prompt, emphasis=request.emphasis,
         clip_skip=_clip_skip(request, bundle), table=table,
-        guidance_scale=guidance + bundle.guidance_offset, guided=guidance + bundle.guidance_offset > 1,
+        guidance_scale=scale, guided=scale > 1 and bundle.guidance == "classifier_free",
+        original=request.original_size, crop=request.crops_coords_top_left, target=request.target_size,
         seed=seed, image=counter,
         initial=None if request.latents is None else request.latents[image],
         noise=None if request.noise is None else request.noise[image],

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.binding import Float32Array
-from engine.bundle import Bundle, SchedulerEntry, verified_path
+from engine.bundle import Bundle, verified_path
 from engine.errors import BundleInvalid, RequestInvalid
 from engine.scheduler_names import SchedulerNames
+from engine.schema import SchedulerEntry
 from engine.tablefile import WARM_COLUMNS, Stored, TableFile, key, late_begins
 
 KEEP_COLUMNS = ("a", "s")

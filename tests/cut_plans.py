@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engine.bundle import FileEntry, load_bundle
+from engine.bundle import load_bundle
 from engine.cut import part_of, part_shapes
 from engine.job import GateJob
 from engine.plan import VERSION, Facts, Options, PlanInfo, identity_of, plan_path
 from engine.profiles import parse_profiles
 from engine.publish import publish
+from engine.schema import FileEntry
 from engine.verdict import NOT_YET, Verdict
 from tests.fake_plans import H200, Shelf, plan_bytes, wires_of
 

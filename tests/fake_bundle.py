@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine.binding import Binding, Graph, Precision
-from engine.bundle import (
-    FILE,
-    VERSION,
-    Bundle,
+from engine.bundle import FILE, VERSION, Bundle, encode_bundle, sealed
+from engine.digest import file_sha256
+from engine.schema import (
     Defaults,
     FileEntry,
     Latents,
@@ -33,10 +32,7 @@ from engine.bundle import (
     SchedulerEntry,
     Source,
     Tables,
-    encode_bundle,
-    sealed,
-)  # fmt: skip
-from engine.digest import file_sha256
+)
 from engine.tablefile import WARM_COLUMNS, packed
 from engine.tokens import Tokenizer as TokenizerEntry
 
@@ -122,7 +118,7 @@ def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> B
         made_with={"torch": "0"}, latents=Latents(channels=4, factor=8),
         limits=Limits(min_px=128, max_px=512, multiple_px=8),
         defaults=Defaults(height=128, width=136, num_inference_steps=3, guidance_scale=5.0, scheduler="euler"),
-        guidance_offset=0.0, max_clip_skip=1, tokenizer=TokenizerEntry(
+        guidance_offset=0.0, guidance="classifier_free", max_clip_skip=1, tokenizer=TokenizerEntry(
             file="tokenizer.json", max_tokens=MAX_TOKENS, max_chunks=MAX_CHUNKS, bos_id=0, eos_id=1, pad_id=1,
         ),
         tables=Tables(file="tables.npz", rows=ROWS, columns=COLUMNS, schedulers={

@@ -13,11 +13,12 @@ import onnx.utils
 import pytest
 
 from engine.binding import PlanPrecision, variant_of
-from engine.bundle import FileEntry, load_bundle
+from engine.bundle import load_bundle
 from engine.machine import Machine
 from engine.plan import VERSION, Facts, Options, PlanInfo, Wires, identity_of, plan_path
 from engine.profiles import parse_profiles
 from engine.publish import publish
+from engine.schema import FileEntry
 from engine.target import Target
 from engine.verdict import Verdict
 from runtime.backends import tensorrt

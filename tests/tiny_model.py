@@ -29,7 +29,7 @@ def save_tiny_model(folder: Path) -> None:
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=4, norm_num_groups=32,
     )  # fmt: skip
-    tokenizer = _tokenizer(folder)
+    tokenizer = save_tokenizer(folder / "tokenizer")
     text_encoder = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=1,
         max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -43,12 +43,11 @@ def save_tiny_model(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level BPE with the bytes alone: every text has ids."""
+def save_tokenizer(files: Path, **tokens: str) -> CLIPTokenizer:
+    """CLIP's byte-level BPE with the bytes alone: every text has ids. tokens: special ones, such as pad_token."""
     characters = sorted(ByteLevel.alphabet())
     words = characters + [c + "</w>" for c in characters] + ["ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
-    files = folder / "tokenizer"
     files.mkdir(parents=True, exist_ok=True)
     (files / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
     (files / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
-    return CLIPTokenizer(str(files / "vocab.json"), str(files / "merges.txt"), model_max_length=77)
+    return CLIPTokenizer(str(files / "vocab.json"), str(files / "merges.txt"), model_max_length=77, **tokens)

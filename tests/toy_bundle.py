@@ -12,10 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.binding import Binding, Graph, Precision, Stage
-from engine.bundle import (
-    FILE,
-    VERSION,
-    Bundle,
+from engine.bundle import FILE, VERSION, Bundle, encode_bundle, sealed
+from engine.digest import file_sha256
+from engine.schema import (
     Defaults,
     FileEntry,
     Latents,
@@ -26,10 +25,7 @@ from engine.bundle import (
     SchedulerEntry,
     Source,
     Tables,
-    encode_bundle,
-    sealed,
 )
-from engine.digest import file_sha256
 from engine.tokens import Tokenizer
 
 FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
@@ -205,7 +201,7 @@ def _bundle(files: dict[str, FileEntry], steps: int, scale: float) -> Bundle:
         version=VERSION, sha256="", name="toy", family="toy", source=Source(path="../toy", sha256="0" * 64),
         made_with={}, latents=Latents(channels=4, factor=8), limits=Limits(min_px=64, max_px=512, multiple_px=8),
         defaults=Defaults(height=128, width=128, num_inference_steps=4, guidance_scale=5.0, scheduler="euler"),
-        guidance_offset=0.0, tokenizer=TOKENIZER, max_clip_skip=0,
+        guidance_offset=0.0, guidance="classifier_free", tokenizer=TOKENIZER, max_clip_skip=0,
         tables=Tables(file="tables.npz", rows=200, columns=("p",), schedulers={"euler": euler}, refused={}),
         reference=_reference(scale), variants={"fp16": GRAPHS}, files=files,
     )  # fmt: skip

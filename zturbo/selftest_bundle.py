@@ -16,10 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from engine.binding import Array, Float32Array, Graph, Precision, Stage
-from engine.bundle import (
-    FILE,
-    VERSION,
-    Bundle,
+from engine.bundle import FILE, VERSION, Bundle, decode_bundle, encode_bundle, sealed
+from engine.digest import file_sha256
+from engine.schema import (
     Defaults,
     FileEntry,
     Latents,
@@ -30,11 +29,7 @@ from engine.bundle import (
     SchedulerEntry,
     Source,
     Tables,
-    decode_bundle,
-    encode_bundle,
-    sealed,
-)  # fmt: skip
-from engine.digest import file_sha256
+)
 from engine.tablefile import packed
 from engine.tokens import Tokenizer as TokenizerEntry
 from engine.wiring import IMAGES
@@ -201,7 +196,7 @@ def _description(folder: Path, reference: Reference) -> Bundle:
         made_with={}, latents=Latents(channels=CHANNELS, factor=FACTOR),
         limits=Limits(min_px=64, max_px=128, multiple_px=FACTOR),
         defaults=Defaults(height=128, width=128, num_inference_steps=4, guidance_scale=5.0, scheduler="ancestral"),
-        guidance_offset=0.0, max_clip_skip=1, tokenizer=TokenizerEntry(
+        guidance_offset=0.0, guidance="classifier_free", max_clip_skip=1, tokenizer=TokenizerEntry(
             file=NAMES["tokenizer"], max_tokens=TOKENS, max_chunks=2, bos_id=0, eos_id=1, pad_id=1,
         ),
         tables=Tables(

@@ -9,48 +9,82 @@ from pathlib import Path
 from typing import Any
 
 from engine.binding import Precision
-from engine.bundle import Defaults, Latents, Limits
 from engine.errors import SourceError
+from engine.schema import Defaults, Guidance, Latents, Limits, LoraInputs
 from export.graph import GraphSpec
-from export.source import read_index
+from export.source import read_index, read_json
 
-FAMILIES = {"StableDiffusionPipeline": "sd"}
+FAMILIES = {
+    "StableDiffusionPipeline": "sd",
+    "LatentConsistencyModelPipeline": "lcm",
+    "StableDiffusionXLPipeline": "sdxl",
+}
 """Pipeline classes of diffusers, and the module here that opens them; it is imported when it is needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """What is asked of a model beside what its folder holds.
+
+    lora_rank: the greatest rank of LoRAs that the denoiser takes as inputs; 0 for none.
+    """
+
+    lora_rank: int = 0
+
+
+PLAIN = ModelOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A source model, opened by its family.
 
-    components: the folders that its hash covers. graphs: their names, in the order they run in; specs makes those of
-    one precision, with fresh modules on each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt.
-    vocabulary: how many token ids the conditioning takes.
+    components: the folders that its hash covers. tokenizers: those of them that read prompts; all must give the first
+    one's ids. graphs: their names, in the order they run in; specs makes those of one precision, with fresh modules on
+    each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt. vocabulary: how many token ids the
+    conditioning takes. large: whether fp32 graphs are written on request only.
     """
 
     family: str
     source: Path
     components: tuple[str, ...]
+    tokenizers: tuple[str, ...]
     latents: Latents
     limits: Limits
     defaults: Defaults
+    guidance: Guidance
     guidance_offset: float
     scheduler_config: dict[str, Any]
     max_tokens: int
     max_chunks: int
     max_clip_skip: int
     vocabulary: int
+    large: bool
+    lora_inputs: LoraInputs | None
     graphs: tuple[str, ...]
     specs: Callable[[Precision], tuple[GraphSpec, ...]]
 
 
-def open_model(source: Path) -> Model:
+def open_model(source: Path, options: ModelOptions = PLAIN) -> Model:
     """The model in a diffusers folder, by the pipeline class that model_index.json names. Raises SourceError."""
+    family = importlib.import_module(f"export.families.{family_of(source)}")
+    try:
+        model: Model = family.open_model(source, options)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            str(source), actual=f"configs without a usable {error}", allowed="the configs that diffusers saves",
+            remedy="Save the pipeline again with diffusers' save_pretrained().",
+        ) from error  # fmt: skip
+    return model
+
+
+def family_of(source: Path) -> str:
+    """The module here that opens a folder. Raises SourceError where there is none."""
     name = read_index(source).get("_class_name")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise SourceError(
             str(source / "model_index.json"), actual=f"_class_name {name!r}", allowed=", ".join(FAMILIES),
-            remedy="Export a supported pipeline; other families follow.",
+            remedy="Export a supported text-to-image pipeline.",
         )  # fmt: skip
-    family = importlib.import_module(f"export.families.{FAMILIES[name]}")
-    model: Model = family.open_model(source)
-    return model
+    distilled = read_json(source / "unet" / "config.json").get("time_cond_proj_dim") is not None
+    return "lcm" if FAMILIES[name] == "sd" and distilled else FAMILIES[name]

@@ -13,12 +13,13 @@ import msgspec
 import pytest
 
 import engine.plan
-from engine.bundle import FileEntry, load_bundle
+from engine.bundle import load_bundle
 from engine.chain import cut_wires
 from engine.errors import BundleError, ZturboError
 from engine.job import GateJob, GateReply, Job
 from engine.plan import Facts, PlanInfo, Wires
 from engine.publish import publish
+from engine.schema import FileEntry
 from engine.verdict import NOT_YET, Verdict
 from tests import fake_cuda, fake_tensorrt
 

@@ -8,16 +8,7 @@ import random
 import msgspec
 import pytest
 
-from engine.bundle import (
-    FILE,
-    Bundle,
-    body_sha256,
-    decode_bundle,
-    encode_bundle,
-    load_bundle,
-    sealed,
-    verified_path,
-)
+from engine.bundle import FILE, Bundle, body_sha256, decode_bundle, encode_bundle, load_bundle, sealed, verified_path
 from engine.errors import (
     BundleError,
     BundleInvalid,

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.bundle import FileEntry, load_bundle
+from engine.bundle import load_bundle
 from engine.errors import OutputError, PlanDamaged, PlanError, PlanInvalid, PlanMismatch, PlanMissing
 from engine.machine import Machine
 from engine.plan import (
@@ -37,6 +37,7 @@ from engine.plan import (
 )
 from engine.profiles import parse_profile
 from engine.publish import publish, sweep
+from engine.schema import FileEntry
 from engine.verdict import NOT_YET, Verdict
 from tests.toy_bundle import GRAPHS, write_bundle
 

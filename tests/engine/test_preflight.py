@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from engine.build import BuildEvent, build_engines
-from engine.bundle import FileEntry, load_bundle
+from engine.bundle import load_bundle
 from engine.errors import BuildFailed
 from engine.estimate import (
     FAST,
@@ -30,6 +30,7 @@ from engine.machine import cgroup_memory, free_memory
 from engine.plan import Options
 from engine.preflight import Resources, gib, preflight, resources_of
 from engine.profiles import parse_profiles
+from engine.schema import FileEntry
 from engine.site import Site, site_of
 from engine.target import parse_target
 from engine.wanted import Asked, plan_jobs

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from engine.binding import Binding
-from engine.bundle import Bundle, Defaults, Limits, load_bundle
+from engine.bundle import Bundle, load_bundle
 from engine.errors import ProfileInvalid
 from engine.profiles import MAX_NAME, dims_text, named_sets, parse_profile, parse_profiles, read_set_name, set_name
+from engine.schema import Defaults, Limits
 from tests.toy_bundle import write_bundle
 
 SAMPLE = Binding(name="sample", dtype="float16", shape=("rows", 4, "height/8", "width/8"), lifetime="transient")

@@ -17,10 +17,10 @@ from engine.binding import Binding, Graph
 from engine.bundle import graph_files, load_bundle
 from export import weights
 from export.check import Sessions
-from export.families.sd import Denoiser
 from export.graph import GraphSpec, onnx_from_module
 from export.prologue import by_stage, split_graph
 from export.reference import relative_error
+from export.unet import Denoiser
 from export.weights import consolidate
 
 INPUTS = (

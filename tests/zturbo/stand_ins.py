@@ -10,9 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 import engine.plan
-from engine.bundle import Bundle, FileEntry, file_sha256, load_bundle
+from engine.bundle import Bundle, file_sha256, load_bundle
 from engine.plan import WHOLE, Facts, Options, Part, PlanInfo, Wires, identity_of, info_path, plan_path, seal
 from engine.profiles import parse_profile
+from engine.schema import FileEntry
 from engine.verdict import NOT_YET
 from engine.verdict import Verdict as PlanVerdict
 from runtime.backends import Verdict

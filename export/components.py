@@ -1,0 +1,86 @@
+"""A model's components: loaded from safetensors on this disk, counted, and checked against each other.
+
+Does not know what becomes of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from engine.errors import SourceError
+from export.source import read_json
+
+RESAVE = "Save the pipeline again with diffusers' save_pretrained()."
+LARGE = 10**9
+"""Parameters of a denoiser from which on a model is large: its fp32 graphs are written on request only."""
+DECODERS = ("AutoencoderKL",)
+
+
+def load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One component in eval mode, from safetensors on this disk only. Raises SourceError."""
+    try:
+        named = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": dtype}
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **named).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise SourceError(
+            str(folder), actual=f"{type(error).__name__}: {error}", allowed=f"a saved {kind.__name__}", remedy=RESAVE
+        ) from error  # fmt: skip
+
+
+def load_text(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A text encoder whose attention is written out: the fused one gives LayerNormalization a float input in fp16."""
+    encoder = load(kind, folder, dtype)
+    encoder.set_attn_implementation("eager")
+    return encoder
+
+
+def parameters(folder: Path) -> int:
+    """How many weights the safetensors files of a component hold. Raises SourceError."""
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy") as file:
+                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError) as error:
+            raise SourceError(str(path), actual=str(error), allowed="safetensors", remedy=RESAVE) from error
+        count += sum(_product(shape) for shape in shapes)
+    return count
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def read_vae(source: Path) -> dict[str, Any]:
+    """The config of the VAE. Raises SourceError for one of another class than AutoencoderKL."""
+    vae = read_json(source / "vae" / "config.json")
+    if (name := vae.get("_class_name")) not in DECODERS:
+        raise SourceError(
+            str(source / "vae"), actual=f"_class_name {name!r}", allowed=", ".join(DECODERS),
+            remedy="Export the pipeline with its own VAE; a tiny autoencoder may lie beside it, as its preview.",
+        )  # fmt: skip
+    return vae
+
+
+def check_channels(source: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """The UNet takes and makes what the VAE's latents are. Raises SourceError."""
+    taken, latent = unet["in_channels"], vae["latent_channels"]
+    if taken == 9:
+        raise SourceError(
+            str(source / "unet"), actual="an inpainting UNet, which takes 9 channels",
+            allowed=f"one that takes {latent}",
+            remedy="Export the model it was made from: `Request(image=…, mask=…)` inpaints with that.",
+        )  # fmt: skip
+    if (taken, unet.get("out_channels", taken)) != (latent, latent):
+        raise SourceError(
+            str(source / "unet"), actual=f"a UNet of {taken} to {unet.get('out_channels', taken)} channels",
+            allowed=f"the VAE's {latent} latent channels", remedy="Export a text-to-image model.",
+        )  # fmt: skip

@@ -1,0 +1,143 @@
+"""What the Stable Diffusion families share: a UNet, a VAE and CLIP text encoders, described from their configs.
+
+Does not know which encoders there are nor what they make; a family says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+
+from engine.binding import Precision
+from engine.errors import SchedulerUnsupported, SourceError
+from engine.schema import Defaults, Latents, Limits
+from export.components import LARGE, check_channels, load, parameters, read_vae
+from export.families import Model, ModelOptions
+from export.graph import GraphSpec
+from export.pictures import Encoder, Preview, fit_preview
+from export.solver import check_scheduler, own_scheduler
+from export.solver_graph import Solver, Start
+from export.source import read_defaults, read_json
+from export.unet import Decoder, Denoiser, GuidanceEmbedding
+from export.wires import TORCH, Widths, Wires, signatures
+
+STAND_IN = "dpmpp_2m"
+MAX_CHUNKS = 8
+"""Of a prompt: 600 tokens of text, about 2500 characters. A bound for memory: each chunk adds keys and values to every
+attention, and profiles are built for as many as are named."""
+EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a family says of a model, beside its configs.
+
+    text: the config of the encoder that bounds prompts; tokenizers, components: folders. steps, guidance_scale: the
+    defaults of a model that is not distilled. conditioning: makes the module of the text encoders, in a torch type.
+    """
+
+    family: str
+    source: Path
+    components: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+    text: dict[str, Any]
+    max_clip_skip: int
+    pooled: int
+    steps: int
+    guidance_scale: float
+    conditioning: Callable[[torch.dtype], nn.Module]
+
+
+def read_unet(source: Path) -> dict[str, Any]:
+    """The config of the UNet; its weights are loaded when the graphs are asked for. Raises SourceError."""
+    return read_json(source / "unet" / "config.json")
+
+
+def model_of(told: Description, options: ModelOptions) -> Model:  # noqa: ARG001 - lora_rank follows
+    """The model that a family describes.
+
+    Raises SourceError where a config describes what the families do not have; KeyError, TypeError or ValueError where
+    it lacks a key.
+    """
+    source, unet, vae = told.source, read_unet(told.source), read_vae(told.source)
+    check_channels(source, unet, vae)
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = int(unet["sample_size"]) * factor
+    scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+    guided = unet.get("time_cond_proj_dim")
+    widths = Widths(hidden=unet["cross_attention_dim"], pooled=told.pooled, guidance=guided or 0)
+    latents = Latents(channels=unet["in_channels"], factor=factor)
+    few = steps_of_distilled(scheduler)
+    defaults = Defaults(
+        height=side, width=side, num_inference_steps=few or told.steps,
+        guidance_scale=0.0 if few else told.guidance_scale, scheduler=default_scheduler(scheduler),
+    )  # fmt: skip
+    return Model(
+        family=told.family, source=source, components=told.components, tokenizers=told.tokenizers, latents=latents,
+        limits=Limits(min_px=min(128, side), max_px=2 * side, multiple_px=factor),
+        defaults=read_defaults(source, defaults), scheduler_config=scheduler,
+        guidance="classifier_free" if guided is None else "embedded", guidance_offset=0.0,
+        max_tokens=told.text["max_position_embeddings"], max_chunks=MAX_CHUNKS, max_clip_skip=told.max_clip_skip,
+        vocabulary=told.text["vocab_size"], large=parameters(source / "unet") >= LARGE, lora_inputs=widths.loras,
+        graphs=tuple(signatures(widths)), specs=lambda precision: graphs(told, precision, latents, widths),
+    )  # fmt: skip
+
+
+def graphs(told: Description, precision: Precision, latents: Latents, widths: Widths) -> tuple[GraphSpec, ...]:
+    """The graphs of one precision, in the order they run in."""
+    dtype, source = TORCH[precision], told.source
+    vae = load(AutoencoderKL, source / "vae", dtype)
+    modules: dict[str, nn.Module] = {
+        "conditioning": told.conditioning(dtype),
+        "encoder": Encoder(vae, dtype),
+        "start": Start(dtype),
+        "denoiser": Denoiser(load(UNet2DConditionModel, source / "unet", dtype), widths.added),
+        "solver": Solver(dtype),
+        "decoder": Decoder(vae, dtype),
+        "preview": Preview(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32))),
+    }
+    if widths.guidance:
+        modules["guidance"] = GuidanceEmbedding(widths.guidance)
+    return Wires(precision, latents, widths).specs(modules)
+
+
+def steps_of_distilled(scheduler: dict[str, Any]) -> int | None:
+    """How many steps a Turbo or Lightning model takes by default, unguided; None of any other.
+
+    No config names them. Both come with an Euler scheduler of trailing timesteps, which those that need guidance have
+    together with v-prediction only; generation_config.json overrides it.
+    """
+    trailing = scheduler.get("timestep_spacing") == "trailing" and scheduler.get("_class_name") in EULER
+    return 4 if trailing and scheduler.get("prediction_type", "epsilon") == "epsilon" else None
+
+
+def default_scheduler(config: dict[str, Any]) -> str:
+    """Our name of the model's own scheduler; of one that has no tables the stand-in is told in a warning.
+
+    Raises SchedulerUnsupported where the settings leave the stand-in none either.
+    """
+    try:
+        return own_scheduler(config)
+    except SchedulerUnsupported as error:
+        check_scheduler(STAND_IN, config)
+        warnings.warn(
+            f"the model's scheduler {config.get('_class_name')} has no tables ({error.actual}); "
+            f"requests that name none get '{STAND_IN}'", stacklevel=2,
+        )  # fmt: skip
+        return STAND_IN
+
+
+def check_text(folder: Path, text: dict[str, Any]) -> None:
+    """A text encoder is CLIP's. Raises SourceError."""
+    if text.get("model_type") not in (None, "clip", "clip_text_model"):
+        raise SourceError(
+            str(folder), actual=f"model_type {text['model_type']!r}", allowed="CLIP's text encoder",
+            remedy="Export a pipeline with CLIP text encoders.",
+        )  # fmt: skip

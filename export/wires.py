@@ -1,0 +1,123 @@
+"""The bindings of the graphs that SD's families have in common: every wire is described once.
+
+Knows neither what the modules compute nor how they are traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.binding import Axis, Binding, DType, Lifetime, Precision
+from engine.schema import Latents, LoraInputs
+from engine.wiring import LORA, host_wires
+from export.graph import GraphSpec
+from export.solver import COLUMNS, HISTORY, ROWS
+from export.unet import GUIDED, POOLED, TIME_IDS
+
+PROMPT = ("input_ids", "token_weights", "clip_skip")
+"""What the conditioning is made of, row by row."""
+BY_ROW = (*PROMPT, TIME_IDS)
+TORCH = {"fp32": torch.float32, "fp16": torch.float16}
+NUMPY: dict[Precision, DType] = {"fp32": "float32", "fp16": "float16"}
+EXACT = ("start", "solver", "preview", "guidance")
+"""Graphs that compute in fp32 at every precision."""
+ONLY_WITH: dict[str, tuple[str, ...]] = {"encoder": ("image",)}
+Signature = tuple[Any, tuple[str, ...], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """Features of what the denoiser reads: of the prompt's states, of the pooled prompt and of the guidance's
+    embedding, 0 where it reads none; loras: the low-rank inputs, or None.
+    """
+
+    hidden: int
+    pooled: int = 0
+    guidance: int = 0
+    loras: LoraInputs | None = None
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The wires that the denoiser reads beside sample, timestep and encoder_hidden_states, in order."""
+        pooled = (POOLED, TIME_IDS) if self.pooled else ()
+        return (*pooled, *((GUIDED,) if self.guidance else ()), *((LORA,) if self.loras is not None else ()))
+
+
+class Wires:
+    """The bindings of a family's graphs at one precision."""
+
+    def __init__(self, precision: Precision, latents: Latents, widths: Widths) -> None:
+        self._precision, self._widths = precision, widths
+        model, channels, factor = NUMPY[precision], latents.channels, latents.factor
+        latent: tuple[Axis, ...] = (channels, f"height/{factor}", f"width/{factor}")
+        entries: dict[str, tuple[DType, tuple[Axis, ...], Lifetime]] = {
+            "encoder_hidden_states": (model, ("rows", "tokens", widths.hidden), "per_row"),
+            POOLED: (model, ("rows", widths.pooled), "per_row"),
+            GUIDED: ("float32", ("rows", widths.guidance), "per_sample"),
+            "latents": ("float32", ("samples", *latent), "carried"),
+            "history": ("float32", ("samples", HISTORY, *latent), "carried"),
+            "row": ("int32", ("samples",), "carried"),
+            "sample": (model, ("rows", *latent), "transient"),
+            "timestep": ("float32", ("rows",), "transient"),
+            "noise_pred": (model, ("rows", *latent), "transient"),
+            "images": ("uint8", ("samples", "height", "width", 3), "transient"),
+            "image_latents": ("float32", ("samples", *latent), "per_sample"),
+            "preview": ("uint8", ("samples", *latent[1:], 3), "transient"),
+        }
+        for name in ("latents", "history", "row"):
+            entries[f"next_{name}"] = entries[name]
+        for name, wire in host_wires(channels, factor, ROWS, len(COLUMNS)).items():
+            entries[name] = (*wire, "per_row" if name in BY_ROW else "per_sample")
+        if widths.loras is not None:  # per_sample: no part of the conditioning, so that K and V stay hoisted
+            entries[LORA] = (*widths.loras.wire(precision), "per_sample")
+        self.bindings = {
+            name: Binding(name=name, dtype=dtype, shape=shape, lifetime=lifetime)
+            for name, (dtype, shape, lifetime) in entries.items()
+        }
+
+    def specs(self, modules: Mapping[str, nn.Module]) -> tuple[GraphSpec, ...]:
+        """The graphs of these modules, by name, in the order of `signatures`."""
+        return tuple(self.spec(name, modules[name].eval()) for name in signatures(self._widths))
+
+    def spec(self, name: str, module: nn.Module) -> GraphSpec:
+        """One graph with these bindings; those of EXACT compute in fp32 at every precision."""
+        stage, inputs, outputs = signatures(self._widths)[name]
+        own: Precision = "fp32" if name in EXACT else self._precision
+        carried = {n.removeprefix("next_"): n for n in outputs if n.startswith("next_")}
+        pick = self.bindings.__getitem__
+        return GraphSpec(
+            name=name, stage=stage, module=module, precision=own, carried=carried,
+            inputs=tuple(map(pick, inputs)), outputs=tuple(map(pick, outputs)), only_with=ONLY_WITH.get(name, ()),
+        )  # fmt: skip
+
+
+def signatures(widths: Widths) -> dict[str, Signature]:
+    """(stage, inputs, outputs) of each graph, in the order they run in."""
+    states = ("encoder_hidden_states", POOLED) if widths.pooled else ("encoder_hidden_states",)
+    guidance: dict[str, Signature] = {"guidance": ("once", ("guidance_scale", "sample_of_row"), (GUIDED,))}
+    return {
+        "conditioning": ("once", PROMPT, states),
+        "encoder": ("once", ("image", "image_noise"), ("image_latents",)),
+        **(guidance if widths.guidance else {}),
+        "start": (
+            "once",
+            ("table", "noise", "image_latents", "sample_of_row"),
+            ("latents", "history", "row", "sample", "timestep"),
+        ),
+        "denoiser": ("loop", ("sample", "timestep", "encoder_hidden_states", *widths.added), ("noise_pred",)),
+        "solver": (
+            "loop",
+            (
+                "noise_pred", "latents", "history", "row", "table", "noise",
+                "guidance_scale", "cond_row", "uncond_row", "sample_of_row", "image_latents", "mask",
+            ),
+            ("next_latents", "next_history", "next_row", "sample", "timestep"),
+        ),
+        "decoder": ("final", ("latents",), ("images",)),
+        "preview": ("preview", ("latents",), ("preview",)),
+    }  # fmt: skip
