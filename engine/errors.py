@@ -5,6 +5,7 @@
     │   ├── RequestInvalid      a field of a Request
     │   ├── ProfileInvalid      a profile's text
     │   ├── OptionInvalid       an option of a command or of load(), export(), build()
+    │   ├── LoraInvalid         a LoRA file: damaged, of a kind that is not supported, or for another model
     │   └── ConfigInvalid       a config file, or a value in one
     ├── SourceError             the model to export: missing, unreadable, not supported
     │   └── SchedulerUnsupported
@@ -62,6 +63,10 @@ class ProfileInvalid(InvalidInput):
 
 class OptionInvalid(InvalidInput):
     """An option of a command, of load(), export() or build() has a value that is not allowed."""
+
+
+class LoraInvalid(InvalidInput):
+    """A LoRA file is damaged, is of a kind that is not supported, or was made for another model."""
 
 
 class ConfigInvalid(InvalidInput):

@@ -18,6 +18,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from export.lora_layers import slot_of, with_slot
 from export.phases import PhaseConv, PhaseUpsample, phases_pay
 from export.reshape import reshape
 
@@ -150,6 +151,8 @@ def linear_part(linear: nn.Linear, half: int) -> nn.Linear:
     """The layer that computes one half of another's outputs."""
     part = copy.deepcopy(linear)
     part.out_features = linear.out_features // 2
+    if (slot := slot_of(linear, first=half * part.out_features)) is not None:
+        part.slot = slot
     part.weight = nn.Parameter(linear.weight.chunk(2)[half], requires_grad=False)
     if linear.bias is not None:
         part.bias = nn.Parameter(linear.bias.chunk(2)[half], requires_grad=False)
@@ -159,16 +162,19 @@ def linear_part(linear: nn.Linear, half: int) -> nn.Linear:
 def scaled(linear: nn.Linear, factor: float) -> nn.Linear:
     """The layer that computes another's outputs times factor."""
     part = copy.deepcopy(linear)
+    if (slot := slot_of(linear, scale=factor)) is not None:
+        part.slot = slot
     part.weight = nn.Parameter(linear.weight * factor, requires_grad=False)
     if linear.bias is not None:
         part.bias = nn.Parameter(linear.bias * factor, requires_grad=False)
     return part
 
 
-def linear_from_pointwise(conv: nn.Conv2d) -> nn.Linear:
+def linear_from_pointwise(conv: nn.Conv2d) -> nn.Module:
     """A 1×1 convolution as a product on (B, N, C): no blocked layout to go to and come back from."""
     linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
     linear.weight = nn.Parameter(conv.weight[:, :, 0, 0], requires_grad=False)
     if conv.bias is not None:
         linear.bias = nn.Parameter(conv.bias, requires_grad=False)
-    return linear
+    slot = slot_of(conv)
+    return linear if slot is None else with_slot(linear, slot)
