@@ -147,7 +147,7 @@ class FusedLora(Struct, frozen=True):
 class LoraLayer(Struct, frozen=True):
     """A layer of the denoiser that takes a LoRA. name: diffusers' module path. aliases: the stems of it in files.
 
-    inputs, outputs: its features. down, up: where A (rank, inputs) and B (outputs, rank) begin within a row.
+    inputs, outputs: its features. down, up: where the columns of A (rank, inputs) and of Bᵀ (rank, outputs) begin.
     """
 
     name: str
@@ -159,7 +159,10 @@ class LoraLayer(Struct, frozen=True):
 
 
 class LoraInputs(Struct, frozen=True):
-    """The wire `lora`: (rows, size), A and B of every layer at the greatest rank there may be; zeros are no LoRA."""
+    """The wire `lora`: (rows, rank, size), A and Bᵀ of every layer side by side; zeros are no LoRA.
+
+    rank: the greatest there may be, of all LoRAs of a row together.
+    """
 
     rank: Count
     size: Count
@@ -167,4 +170,4 @@ class LoraInputs(Struct, frozen=True):
 
     def wire(self, precision: Precision) -> Wire:
         """The wire in one variant: it has the denoiser's own type."""
-        return "float16" if precision == "fp16" else "float32", ("rows", self.size)
+        return "float16" if precision == "fp16" else "float32", ("rows", self.rank, self.size)

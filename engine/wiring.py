@@ -30,7 +30,7 @@ IMAGES = "images"
 IMAGE = "image"
 """The host's wire that a picture to begin from comes in by."""
 LORA = "lora"
-"""The host's wire of low-rank weights, of a bundle that was exported to take them: (rows, size)."""
+"""The host's wire of low-rank weights, of a bundle that was exported to take them: (rows, rank, size)."""
 PREVIEW = "preview"
 """The wire that the host reads between steps: uint8, (samples, height / factor, width / factor, 3)."""
 

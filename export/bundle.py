@@ -16,12 +16,12 @@ from engine.binding import Precision
 from engine.bundle import FILE, VERSION, Bundle, decode_bundle, encode_bundle, sealed
 from engine.digest import file_sha256
 from engine.errors import OptionInvalid, OutputError
-from engine.schema import FileEntry, Reference, ReferenceCase, Source
+from engine.schema import FileEntry, FusedLora, Reference, ReferenceCase, Source
 from engine.tablefile import TableFile
 from engine.tokens import Tokenizer
 from export import reference
 from export.device import check_device
-from export.families import Model, open_model
+from export.families import FusedLoraFile, Model, ModelOptions, open_model
 from export.graph import GraphSpec, run_module
 from export.loop import record_loop
 from export.place import placed_folder
@@ -39,18 +39,21 @@ FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "re
 def export_bundle(
     source: Path, out: Path, *, precisions: Sequence[Precision] = PRECISIONS, schedulers: Sequence[str] | None = None,
     etas: Sequence[float] = (), cache: Path | None = None, device: str = "cpu", on_progress: Progress | None = None,
+    loras: Sequence[tuple[Path, float]] = (), lora_rank: int = 0,
 ) -> Bundle:  # fmt: skip
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
     precisions: the variants to write; fp16 is what TensorRT gets. schedulers: by any of their names, None for all.
     etas: tables for these too, where a scheduler takes one. cache: a folder for tables that were probed before, None
-    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total).
-    Raises SourceError, SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` is untouched.
+    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total). loras:
+    files and weights, to add to the model's. lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none.
+    Raises SourceError, SchedulerUnsupported, LoraInvalid, ExportMismatch, OptionInvalid or OutputError; then `out` is untouched.
     """
     _check_precisions(precisions)
     check_device(device)
     _check_apart(source, out)
-    model = open_model(source)
+    files = tuple(FusedLoraFile(path, weight) for path, weight in loras)
+    model = open_model(source, ModelOptions(loras=files, lora_rank=lora_rank))
     steps = Steps(3 + len(precisions) * (len(model.graphs) + 1), on_progress)
     with placed_folder(out) as folder:
         steps("tokenizer")
@@ -68,6 +71,7 @@ def export_bundle(
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
             guidance=model.guidance, guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
             max_clip_skip=model.max_clip_skip, lora_inputs=model.lora_inputs,
+            loras=tuple(FusedLora(path=_relative(f.path, out), sha256=f.sha256, weight=f.weight) for f in model.loras),
             reference=reference_entry(model, recorded, variants), files=file_entries(folder),
             variants={p: variant.graphs for p, variant in variants.items()},
         )  # fmt: skip

@@ -5,11 +5,13 @@ Does not know what becomes of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from engine.errors import SourceError
@@ -21,8 +23,19 @@ LARGE = 10**9
 DECODERS = ("AutoencoderKL",)
 
 
-def load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """One component in eval mode, from safetensors on this disk only. Raises SourceError."""
+Fuse = Callable[[nn.Module, str], None]
+"""Adds LoRAs to the float32 weights of a component, which is named by its folder."""
+
+
+def load(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = None) -> Any:
+    """One component in eval mode, from safetensors on this disk only.
+
+    Raises SourceError, or LoraInvalid where fuse does.
+    """
+    if fuse is not None:
+        module = load(kind, folder, torch.float32)
+        fuse(module, folder.name)
+        return module.to(dtype)
     try:
         named = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": dtype}
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **named).eval()
@@ -32,9 +45,9 @@ def load(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         ) from error  # fmt: skip
 
 
-def load_text(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def load_text(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = None) -> Any:
     """A text encoder whose attention is written out: the fused one gives LayerNormalization a float input in fp16."""
-    encoder = load(kind, folder, dtype)
+    encoder = load(kind, folder, dtype, fuse)
     encoder.set_attn_implementation("eager")
     return encoder
 

@@ -13,10 +13,10 @@ import numpy as np
 from engine.binding import Graph, Stage
 from engine.schema import LoopCase
 from engine.tablefile import Stored
-from engine.wiring import IMAGES, launched
+from engine.wiring import IMAGES, LORA, launched
 from export.families import Model
 from export.graph import GraphSpec
-from export.reference import Arrays, loop_dims, relative_error
+from export.reference import Arrays, lora_values, loop_dims, relative_error
 from export.solver import COLUMNS, ROWS, Table
 
 EVALUATIONS = 4
@@ -78,7 +78,10 @@ def host_inputs(model: Model, table: Table, dims: Mapping[str, int]) -> Arrays:
     mask = np.ones((1, 1, *latent[1:]), np.float32)
     mask[..., : latent[1] // 2, : latent[2] // 2] = 0
     guidance = model.defaults.guidance_scale + model.guidance_offset
+    inputs = model.lora_inputs
+    lora = {} if inputs is None else {LORA: lora_values((rows, inputs.rank, inputs.size), rng)}
     return {
+        **lora,
         "input_ids": input_ids,
         "token_weights": rng.uniform(0.8, 1.2, (rows, dims["tokens"])).astype(np.float32),
         "clip_skip": np.zeros(rows, np.int32),

@@ -8,8 +8,7 @@ product, is not used. Does not know what a LoRA file may hold (engine/lorafile.p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 
 from engine.errors import LoraInvalid, shown
 from engine.lorafile import LoraFile, Pair, check_weight
+from export.components import Fuse
+from export.families import FusedLoraFile
 
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 PEFT = "base_model.model."
@@ -32,32 +33,28 @@ UNET, TEXT = "unet", ("text_encoder", "text_encoder_2")
 DOWN = ".lora_A.weight"
 
 
-@dataclass(frozen=True, slots=True)
-class FusedLoraFile:
-    """A LoRA to add to the weights, as its file was when it was checked."""
-
-    path: Path
-    sha256: str
-    weight: float
-
-
 def read_loras(
-    files: Sequence[tuple[Path, float]], components: Sequence[str], unet: Mapping[str, Any]
+    loras: Sequence[FusedLoraFile], components: Sequence[str], unet: Mapping[str, Any]
 ) -> tuple[FusedLoraFile, ...]:
     """Check files before a weight is loaded: what they are, and that all of their keys are of these components.
 
-    unet: the UNet's config. Raises LoraInvalid.
+    unet: the UNet's config. Returns them with their hashes. Raises LoraInvalid.
     """
     found = []
-    for path, weight in files:
-        check_weight(str(path), weight)
-        file = LoraFile(path)
+    for lora in loras:
+        check_weight(str(lora.path), lora.weight)
+        file = _opened(lora)
         for pair in file.pairs():
             component, _ = place_of(file, pair.stem, pair.key, unet)
             if component not in components:
                 raise _unknown(file, pair.key, f"a layer of {component}, which this model has not")
-        found.append(FusedLoraFile(path, file.sha256, float(weight)))
+        found.append(FusedLoraFile(lora.path, float(lora.weight), file.sha256))
     return tuple(found)
+
+
+def fuser(loras: Sequence[FusedLoraFile], unet: Mapping[str, Any]) -> Fuse | None:
+    """What adds these to a component; None where there are none."""
+    return partial(fuse, loras=loras, unet=unet) if loras else None
 
 
 def fuse(module: nn.Module, component: str, loras: Sequence[FusedLoraFile], unet: Mapping[str, Any]) -> None:
@@ -66,12 +63,7 @@ def fuse(module: nn.Module, component: str, loras: Sequence[FusedLoraFile], unet
     Raises LoraInvalid, which names the file and the first key that does not fit, and leaves the module half changed.
     """
     for lora in loras:
-        file, done = LoraFile(lora.path), set[str]()
-        if file.sha256 != lora.sha256:
-            raise LoraInvalid(
-                str(lora.path), actual=f"sha256 {file.sha256[:12]}…", allowed=f"{lora.sha256[:12]}…",
-                remedy="The file changed meanwhile: export again.",
-            )  # fmt: skip
+        file, done = _opened(lora), set[str]()
         for pair in file.pairs():
             place = place_of(file, pair.stem, pair.key, unet)
             if place[0] == component:
@@ -80,6 +72,16 @@ def fuse(module: nn.Module, component: str, loras: Sequence[FusedLoraFile], unet
                     raise file.refused(pair.key, f"a second pair for {path}", "one pair to a layer")
                 done.add(path)
                 _add(module, path, file, pair, lora.weight)
+
+
+def _opened(lora: FusedLoraFile) -> LoraFile:
+    file = LoraFile(lora.path)
+    if lora.sha256 not in ("", file.sha256):
+        raise LoraInvalid(
+            str(lora.path), actual=f"sha256 {file.sha256[:12]}…", allowed=f"{lora.sha256[:12]}…",
+            remedy="The file changed: export again.",
+        )  # fmt: skip
+    return file
 
 
 def place_of(file: LoraFile, stem: str, key: str, unet: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.binding import Array, Binding, Dims
+from engine.wiring import LORA
 from export.families import Model
 from export.solver import COLUMNS
 
 Arrays = dict[str, Array]
+LORA_SIZE = 0.05
+LORA_PERIOD = 4093
+"""A prime, so that no line of a matrix is another; its bytes fit the window in which deflate finds what came before."""
 
 
 def cases(model: Model) -> dict[str, dict[str, int]]:
@@ -66,10 +70,20 @@ def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: 
         return rng.uniform(*ranges[binding.name], shape)
     if binding.name == "mask":
         return rng.integers(0, 3, shape) / 2
+    if binding.name == LORA:
+        return lora_values(shape, rng)
     values = rng.standard_normal(shape)
     if binding.name == "table":
         values[..., COLUMNS.index("j")] = rng.integers(0, dims["draws"], shape[:-1])
     return values
+
+
+def lora_values(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """A LoRA for every row: small normal values, so that it changes what comes out and not its size.
+
+    The same LORA_PERIOD of them again and again: a real model's are gigabytes in reference.npz otherwise.
+    """
+    return np.resize(LORA_SIZE * rng.standard_normal(LORA_PERIOD), shape).astype(np.float32)
 
 
 def relative_error(actual: Array, expected: Array) -> float:

@@ -18,9 +18,11 @@ from torch import nn
 from engine.binding import Precision
 from engine.errors import SchedulerUnsupported, SourceError
 from engine.schema import Defaults, Latents, Limits
-from export.components import LARGE, check_channels, load, parameters, read_vae
+from export.components import LARGE, Fuse, check_channels, load, parameters, read_vae
 from export.families import Model, ModelOptions
 from export.graph import GraphSpec
+from export.lora import fuser, read_loras
+from export.lora_inputs import check_rank, lora_inputs, take_loras
 from export.pictures import Encoder, Preview, fit_preview
 from export.solver import check_scheduler, own_scheduler
 from export.solver_graph import Solver, Start
@@ -40,7 +42,8 @@ class Description:
     """What a family says of a model, beside its configs.
 
     text: the config of the encoder that bounds prompts; tokenizers, components: folders. steps, guidance_scale: the
-    defaults of a model that is not distilled. conditioning: makes the module of the text encoders, in a torch type.
+    defaults of a model that is not distilled. conditioning: makes the module of the text encoders, in a torch type, with
+    LoRAs added where there are some.
     """
 
     family: str
@@ -52,7 +55,7 @@ class Description:
     pooled: int
     steps: int
     guidance_scale: float
-    conditioning: Callable[[torch.dtype], nn.Module]
+    conditioning: Callable[[torch.dtype, Fuse | None], nn.Module]
 
 
 def read_unet(source: Path) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def read_unet(source: Path) -> dict[str, Any]:
     return read_json(source / "unet" / "config.json")
 
 
-def model_of(told: Description, options: ModelOptions) -> Model:  # noqa: ARG001 - lora_rank follows
+def model_of(told: Description, options: ModelOptions) -> Model:
     """The model that a family describes.
 
     Raises SourceError where a config describes what the families do not have; KeyError, TypeError or ValueError where
@@ -72,7 +75,10 @@ def model_of(told: Description, options: ModelOptions) -> Model:  # noqa: ARG001
     side = int(unet["sample_size"]) * factor
     scheduler = read_json(source / "scheduler" / "scheduler_config.json")
     guided = unet.get("time_cond_proj_dim")
-    widths = Widths(hidden=unet["cross_attention_dim"], pooled=told.pooled, guidance=guided or 0)
+    check_rank(options.lora_rank)
+    loras = read_loras(options.loras, told.components, unet)
+    inputs = lora_inputs(unet, options.lora_rank) if options.lora_rank else None
+    widths = Widths(hidden=unet["cross_attention_dim"], pooled=told.pooled, guidance=guided or 0, loras=inputs)
     latents = Latents(channels=unet["in_channels"], factor=factor)
     few = steps_of_distilled(scheduler)
     defaults = Defaults(
@@ -85,20 +91,25 @@ def model_of(told: Description, options: ModelOptions) -> Model:  # noqa: ARG001
         defaults=read_defaults(source, defaults), scheduler_config=scheduler,
         guidance="classifier_free" if guided is None else "embedded", guidance_offset=0.0,
         max_tokens=told.text["max_position_embeddings"], max_chunks=MAX_CHUNKS, max_clip_skip=told.max_clip_skip,
-        vocabulary=told.text["vocab_size"], large=parameters(source / "unet") >= LARGE, lora_inputs=widths.loras,
-        graphs=tuple(signatures(widths)), specs=lambda precision: graphs(told, precision, latents, widths),
+        vocabulary=told.text["vocab_size"], large=parameters(source / "unet") >= LARGE, loras=loras, lora_inputs=inputs,
+        graphs=tuple(signatures(widths)),
+        specs=lambda precision: graphs(told, precision, latents, widths, fuser(loras, unet)),
     )  # fmt: skip
 
 
-def graphs(told: Description, precision: Precision, latents: Latents, widths: Widths) -> tuple[GraphSpec, ...]:
+def graphs(
+    told: Description, precision: Precision, latents: Latents, widths: Widths, fuse: Fuse | None
+) -> tuple[GraphSpec, ...]:
     """The graphs of one precision, in the order they run in."""
     dtype, source = TORCH[precision], told.source
     vae = load(AutoencoderKL, source / "vae", dtype)
+    unet = load(UNet2DConditionModel, source / "unet", dtype, fuse)
+    wire = None if widths.loras is None else take_loras(unet, widths.loras)
     modules: dict[str, nn.Module] = {
-        "conditioning": told.conditioning(dtype),
+        "conditioning": told.conditioning(dtype, fuse),
         "encoder": Encoder(vae, dtype),
         "start": Start(dtype),
-        "denoiser": Denoiser(load(UNet2DConditionModel, source / "unet", dtype), widths.added),
+        "denoiser": Denoiser(unet, widths.added, wire),
         "solver": Solver(dtype),
         "decoder": Decoder(vae, dtype),
         "preview": Preview(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32))),

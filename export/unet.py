@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.wiring import LORA
+from export.lora_layers import LoraWire
+
 POOLED, TIME_IDS, GUIDED = "text_embeds", "time_ids", "timestep_cond"
 """What a UNet may read beside sample, timestep and encoder_hidden_states; diffusers' words."""
 
@@ -20,15 +23,17 @@ class Denoiser(nn.Module):
     """sample (rows, C, H/8, W/8), timestep (rows,) float32, encoder_hidden_states → noise_pred, shaped as sample.
 
     added: the wires that follow, in order: text_embeds (rows, D), time_ids (rows, 6) float32, timestep_cond (rows, G)
-    float32.
+    float32, lora (rows, rank, size), which the UNet's layers find in the wire that they were made with.
     """
 
-    def __init__(self, unet: Any, added: Sequence[str] = ()) -> None:
+    def __init__(self, unet: Any, added: Sequence[str] = (), loras: LoraWire | None = None) -> None:
         super().__init__()
-        self.unet, self.added = unet, tuple(added)
+        self.unet, self.added, self.loras = unet, tuple(added), loras
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *added: Tensor) -> Tensor:
         wires = dict(zip(self.added, added, strict=True))
+        if self.loras is not None:
+            self.loras.value = wires[LORA]
         condition, guidance = None, wires.get(GUIDED)
         if POOLED in wires:  # both fp32: they meet in a Concat, which has one type
             condition = {POOLED: wires[POOLED].float(), TIME_IDS: wires[TIME_IDS]}

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.binding import Array, Float32Array
-from engine.wiring import IMAGE
+from engine.wiring import IMAGE, LORA
+from runtime.loras import Loras, Packed
 from runtime.noise import draws, encoder_noise
 from runtime.tables import Table, Tables
 from runtime.text import Prompt, Tokenizer
@@ -27,7 +28,7 @@ class Sample:
     clip_skip: as diffusers counts it. guidance_scale: as the solver takes it. seed, image: what its noise depends on.
     initial: (C, H/8, W/8), noise: (draws, C, H/8, W/8), or None for the seed's. pixels: (H, W, 3) uint8 of the image to
     begin from, or None. mask: (1, H/8, W/8), or None to paint everywhere. original, target: (height, width), None for
-    the picture's own; crop: (top, left); in pixels, what SDXL's denoiser is told.
+    the picture's own; crop: (top, left); in pixels, what SDXL's denoiser is told. loras: of both rows.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class Sample:
     original: Size | None = None
     crop: Size = (0, 0)
     target: Size | None = None
+    loras: tuple[Packed, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -94,8 +96,9 @@ class Batch:
         """Whether a sample begins from an image."""
         return any(sample.pixels is not None for sample in self.samples)
 
-    def host_inputs(self, tables: Tables, tokenizer: Tokenizer) -> dict[str, Array]:
-        """Every array the host feeds, by wire name (engine.wiring.host_wires)."""
+    def host_inputs(self, tables: Tables, tokenizer: Tokenizer, loras: Loras | None = None) -> dict[str, Array]:
+        """Every array the host feeds, by wire name (engine.wiring.host_wires). loras: where the bundle takes some."""
+        lora = None if loras is None else loras.rows([one.loras for one in self.samples for _ in range(one.rows)])
         first = np.cumsum([0, *(sample.rows for sample in self.samples)])[:-1].astype(np.int32)
         rows = np.array([sample.rows for sample in self.samples], np.int32)
         return {
@@ -110,6 +113,7 @@ class Batch:
             "sample_of_row": np.repeat(np.arange(len(rows), dtype=np.int32), rows),
             "mask": self._masks(),
             **(self._images() if self.has_images else {}),
+            **({} if lora is None else {LORA: lora}),
         }
 
     def _time_ids(self) -> Float32Array:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.binding import Array, DType, Float32Array
-from engine.errors import LoraInvalid, RequestInvalid
-from engine.lorafile import LoraFile, Pair
+from engine.binding import Array, DType, Float32Array, Precision
+from engine.bundle import Bundle
+from engine.errors import LoraInvalid, RequestInvalid, shown
+from engine.lorafile import LoraFile, Pair, check_weight
 from engine.schema import LoraInputs, LoraLayer
 
 _LOGGER = logging.getLogger("zturbo.loras")
@@ -24,6 +25,8 @@ Chosen = tuple[tuple[str, float], ...]
 """The LoRAs of one sample: (file, weight) each."""
 TEXT = ("lora_te", "text_encoder")
 """How the stems of text encoders' layers begin."""
+MAX_LORAS = 16
+"""Of one request."""
 MAX_BYTES = 512 << 20
 """Of packed files that are kept; the last one is kept whatever its size."""
 MAX_BATCHES = 4
@@ -38,6 +41,32 @@ class Packed:
     sha256: str
 
 
+def chosen_loras(value: object) -> Chosen:
+    """What a request names as its LoRAs: (file, weight), or a file alone. Raises RequestInvalid."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > MAX_LORAS:
+        raise _not_chosen(shown(value))
+    found = []
+    for one in value:
+        pair = (one, 1.0) if isinstance(one, (str, Path)) else one
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], (str, Path)) or not str(pair[0]):
+            raise _not_chosen(shown(one))
+        try:
+            check_weight(str(pair[0]), pair[1])
+        except LoraInvalid as error:
+            raise RequestInvalid(
+                f"request, loras, {error.subject}", actual=error.actual, allowed=error.allowed, remedy=error.remedy
+            ) from error
+        found.append((str(pair[0]), float(pair[1])))
+    return tuple(found)
+
+
+def _not_chosen(actual: str) -> RequestInvalid:
+    return RequestInvalid(
+        "request, loras", actual=actual, allowed=f"up to {MAX_LORAS} pairs of a file and a weight",
+        remedy='Write loras=[("style.safetensors", 0.8)].',
+    )  # fmt: skip
+
+
 class Loras:
     """What one bundle takes, None where it takes none. dtype: of the wire."""
 
@@ -48,6 +77,12 @@ class Loras:
         self._kept: OrderedDict[tuple[str, float, int, int], Packed] = OrderedDict()
         self._batches: OrderedDict[tuple[tuple[int, ...], ...], tuple[list[Packed], Array]] = OrderedDict()
         self._warned: set[str] = set()
+
+    @classmethod
+    def of(cls, bundle: Bundle, precision: Precision) -> Loras:
+        """Those of a bundle, for the graphs of one precision."""
+        inputs = bundle.lora_inputs
+        return cls(inputs, "float32" if inputs is None else inputs.wire(precision)[0])
 
     def check(self, chosen: Chosen, bundle: str) -> tuple[Packed, ...]:
         """Read and pack the LoRAs of one request. Raises LoraInvalid, or RequestInvalid where they do not fit.

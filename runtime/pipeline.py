@@ -25,6 +25,7 @@ from runtime.conditioning import ConditioningCache, conditioning_graphs, kept_wi
 from runtime.denoise import Step, denoise
 from runtime.images import Result
 from runtime.lengths import by_length, in_order
+from runtime.loras import Loras
 from runtime.memory import Wiring, Wirings
 from runtime.request import Request
 from runtime.resolve import Resolved, resolve
@@ -49,6 +50,7 @@ class Pipeline:
         self.folder, self.bundle, self.backend, self.verdicts = folder, bundle, backend, tuple(verdicts)
         self.max_batch_size = max_batch_size
         self._tokenizer, self._tables = Tokenizer(folder, bundle), Tables(folder, bundle)
+        self._loras = Loras.of(bundle, variant_of(backend.precision))
         self._wirings, self._conditioning = Wirings(self._wire), ConditioningCache(cache_mib << 20)
         self._lock, self._closed = threading.Lock(), False
         self._painter: int | None = None
@@ -106,7 +108,7 @@ class Pipeline:
 
         Each picture is the one its request gives alone, up to rounding. Raises as generate does.
         """
-        resolved = resolve(requests, self.bundle, self._tables)
+        resolved = resolve(requests, self.bundle, self._tables, self._loras)
         with self._turn():
             self._check_open()
             samples = [sample for one in resolved for sample in one.samples]
@@ -119,7 +121,8 @@ class Pipeline:
     def _paint(self, batch: Batch, call: _Call) -> Pixels:
         """One batch from prompts to pixels: (samples, H, W, 3) uint8. Adds to the call what it took."""
         clock = Clock(call.seconds)
-        wiring, arrays = self._wirings.get(batch.dims), batch.host_inputs(self._tables, self._tokenizer)
+        wiring = self._wirings.get(batch.dims)
+        arrays = batch.host_inputs(self._tables, self._tokenizer, self._loras)
         wiring.write(arrays)
         call.conditioning_cached &= self._conditioning.condition(wiring, arrays)
         wiring.launch("once")
@@ -198,6 +201,7 @@ class Pipeline:
                 self._closed = True
                 self._wirings.clear()
                 self._conditioning.clear()
+                self._loras.clear()
                 self.backend.close()
 
     def __enter__(self) -> Pipeline:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from engine.binding import Float32Array
 from engine.errors import RequestInvalid, shown
+from runtime.loras import chosen_loras
 from runtime.per_image import RANDOM, image_count, per_image
 from runtime.pictures import Picture, check_mask, check_picture
 
@@ -48,6 +50,8 @@ class Request:
     None: 0.8, with a mask 1, which begins from noise alone.
     original_size, target_size: (height, width) that SDXL's denoiser is told, None for the picture's own;
     crops_coords_top_left: where a crop began, (0, 0) for none; both rows are told the same. Other families read none.
+    loras: files and weights, `[("style.safetensors", 0.8)]`, or files alone for a weight of 1; for bundles that were
+    exported with a rank for them. Always a tuple of (str, float) once the request is made.
     Raises RequestInvalid.
     """
 
@@ -71,6 +75,7 @@ class Request:
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
+    loras: Sequence[tuple[str | Path, float] | str | Path] = ()
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, minimum=1)
@@ -91,6 +96,7 @@ class Request:
         for name in ("latents", "noise"):
             _check_array(name, getattr(self, name))
         _check_pictures(self.image, self.mask, self.strength)
+        object.__setattr__(self, "loras", chosen_loras(self.loras))
         for name, low in (("original_size", 1), ("crops_coords_top_left", 0), ("target_size", 1)):
             object.__setattr__(self, name, _pair(name, getattr(self, name), low))
 

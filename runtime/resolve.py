@@ -10,6 +10,7 @@ from engine.binding import Float32Array
 from engine.bundle import Bundle
 from engine.wiring import IMAGE
 from runtime.batch import Sample
+from runtime.loras import Loras
 from runtime.per_image import drawn, noise_key, spread
 from runtime.pictures import image_pixels, latent_mask
 from runtime.request import Request, request_invalid
@@ -45,20 +46,30 @@ class Resolved:
         }  # fmt: skip
         texts = {"prompt": self.request.prompt, "negative_prompt": self.request.negative_prompt}
         dropped = {name: tokenizer.dropped_tokens(text, self.request.emphasis) for name, text in texts.items()}
+        filled["loras"] = [
+            {"path": path, "weight": weight, "sha256": packed.sha256}
+            for (path, weight), packed in zip(self.request.loras, self.samples[0].loras, strict=True)
+        ]
         return {**self.request.metadata(), **filled, "dropped_tokens": dropped}
 
     def _guidance_json(self) -> float | list[float]:
         return list(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
 
 
-def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list[Resolved]:
-    """Check requests against a bundle. Raises RequestInvalid, also where they differ in size or are none."""
+def resolve(
+    requests: Sequence[Request], bundle: Bundle, tables: Tables, loras: Loras | None = None
+) -> list[Resolved]:
+    """Check requests against a bundle. loras: what reads and keeps theirs; left out, they are read for this alone.
+
+    Raises RequestInvalid, also where they differ in size or are none; LoraInvalid for a file.
+    """
+    loras = Loras(bundle.lora_inputs, "float32") if loras is None else loras
     if not requests:
         raise request_invalid("requests", "none", "one or more", "Pass at least one Request.")
     for request in requests:
         if not isinstance(request, Request):
             raise request_invalid("requests", type(request).__name__, "Request objects", "Write Request(prompt=…).")
-    resolved = [_resolve(request, bundle, tables) for request in requests]
+    resolved = [_resolve(request, bundle, tables, loras) for request in requests]
     sizes = sorted({(one.width, one.height) for one in resolved})
     if len(sizes) > 1:
         named = ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -66,7 +77,7 @@ def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables) -> list
     return resolved
 
 
-def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
+def _resolve(request: Request, bundle: Bundle, tables: Tables, loras: Loras) -> Resolved:
     if (seed := drawn(request.seed)) != request.seed:
         request = replace(request, seed=seed)
     defaults, factor = bundle.defaults, bundle.latents.factor
@@ -88,7 +99,8 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables) -> Resolved:
     mask = None if request.mask is None else latent_mask(request.mask, height, width, factor)
     scales = enumerate(spread(guidance, request.num_images))
     plain = [_sample(request, image, table, scale, bundle) for image, scale in scales]
-    samples = tuple(replace(sample, pixels=pixels, mask=mask) for sample in plain)
+    packed = loras.check(request.loras, bundle.name)  # type: ignore[arg-type]  # a tuple since the request was made
+    samples = tuple(replace(sample, pixels=pixels, mask=mask, loras=packed) for sample in plain)
     clip_skip = _clip_skip(request, bundle)
     return Resolved(request, height, width, steps, guidance, table.name, clip_skip, strength, shape, samples)
 

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,10 +87,16 @@ def emoji_bundle() -> Path:
     return exported(ROOT / "models" / "emoji")
 
 
-def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS) -> Path:
+@pytest.fixture(scope="session")
+def lora_bundle(tiny_source: Path) -> Path:
+    """The bundle of `tiny_source` whose denoiser takes LoRAs of rank 8 in all with each request."""
+    return exported(tiny_source, "tiny-loras", ("dpmpp_2m", "euler"), lora_rank=8)
+
+
+def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS, **options: Any) -> Path:
     """The model's bundle in .cache/tests; skips the test where there is no fresh one and no torch to make it.
 
-    name: of the bundle, where it is not the model's own with SCHEDULERS.
+    name: of the bundle, where it is not the model's own with SCHEDULERS and without options of export_bundle.
     """
     if not (model / "model_index.json").is_file():
         pytest.fail(f"{model} is no model in diffusers layout; the checkout is not whole")
@@ -106,7 +113,7 @@ def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS
         from export.bundle import export_bundle
 
         torch.set_num_threads(1)  # sums in one order, whichever test asks first
-        export_bundle(model, folder, schedulers=schedulers, cache=CACHE / "tables")
+        export_bundle(model, folder, schedulers=schedulers, cache=CACHE / "tables", **options)
     return folder
 
 

@@ -61,22 +61,23 @@ def kohya(pair: Pair) -> tuple[str, str, str]:
     return f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"
 
 
-def kohya_xl(pair: Pair) -> tuple[str, str, str]:
-    """As kohya, but for the first of two text encoders and for the names of the original UNet with two layers to a
-    block: 1 + 3·block + layer on the way down, 3·block + layer on the way up.
+def kohya_xl(pair: Pair, per_block: int = 1) -> tuple[str, str, str]:
+    """As kohya for SDXL: the first of two text encoders is te1, and the UNet's blocks are the original UNet's, counted
+    through: 1 + (n + 1)·block + layer on the way down, (n + 1)·block + layer on the way up.
     """
     down, up, alpha = kohya(pair)
     if pair.component == "text_encoder":
-        return tuple(key.replace("lora_te_", "lora_te1_") for key in (down, up, alpha))
+        first, second, third = (key.replace("lora_te_", "lora_te1_") for key in (down, up, alpha))
+        return first, second, third
     if pair.component != "unet":
         return down, up, alpha
-    side, block, _, layer, *rest = pair.path.split(".")
-    number = {"down_blocks": "input_blocks_{}_1", "up_blocks": "output_blocks_{}_1", "mid_block": "middle_block_1"}[side]
+    side, *rest = pair.path.split(".")
     if side == "mid_block":
-        rest = pair.path.split(".")[3:]
-    at = 0 if side == "mid_block" else 3 * int(block) + int(layer) + (side == "down_blocks")
-    stem = f"lora_unet_{number.format(at)}_{'_'.join(rest)}"
-    return f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"
+        stem = f"middle_block_1_{'_'.join(rest[2:])}"
+    else:
+        at = (per_block + 1) * int(rest[0]) + int(rest[2]) + (side == "down_blocks")
+        stem = f"{'input' if side == 'down_blocks' else 'output'}_blocks_{at}_1_{'_'.join(rest[3:])}"
+    return f"lora_unet_{stem}.lora_down.weight", f"lora_unet_{stem}.lora_up.weight", f"lora_unet_{stem}.alpha"
 
 
 def diffusers(pair: Pair) -> tuple[str, str, str]:
@@ -99,7 +100,7 @@ def peft_model(pair: Pair) -> tuple[str, str, str]:
 
 
 Names = Callable[[Pair], tuple[str, str, str]]
-DIALECTS: dict[str, Names] = {"kohya": kohya, "diffusers": diffusers, "peft": peft, "peft_model": peft_model}
+DIALECTS: dict[str, Names] = {"kohya": kohya, "diffusers": diffusers, "peft": peft, "peft_model": peft_model, "kohya_xl": kohya_xl}
 
 
 def tensors(pairs: Iterable[Pair], names: Names, *, alpha: bool = True, dtype: str = "fp32") -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.binding import Precision
-from engine.errors import SourceError
+from engine.errors import SourceError, ZturboError
 from engine.schema import Defaults, Guidance, Latents, Limits, LoraInputs
 from export.graph import GraphSpec
 from export.source import read_index, read_json
@@ -22,13 +22,23 @@ FAMILIES = {
 """Pipeline classes of diffusers, and the module here that opens them; it is imported when it is needed."""
 
 
+@dataclass(frozen=True, slots=True)
+class FusedLoraFile:
+    """A LoRA to add to the weights. sha256: the file's; empty where whatever the file holds is meant."""
+
+    path: Path
+    weight: float
+    sha256: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """What is asked of a model beside what its folder holds.
 
-    lora_rank: the greatest rank of LoRAs that the denoiser takes as inputs; 0 for none.
+    loras: to add to the weights. lora_rank: the greatest rank of LoRAs that the denoiser takes as inputs; 0 for none.
     """
 
+    loras: tuple[FusedLoraFile, ...] = ()
     lora_rank: int = 0
 
 
@@ -43,6 +53,7 @@ class Model:
     one's ids. graphs: their names, in the order they run in; specs makes those of one precision, with fresh modules on
     each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt. vocabulary: how many token ids the
     conditioning takes. large: whether fp32 graphs are written on request only.
+    loras: what specs adds to the weights, each with its hash.
     """
 
     family: str
@@ -60,16 +71,22 @@ class Model:
     max_clip_skip: int
     vocabulary: int
     large: bool
+    loras: tuple[FusedLoraFile, ...]
     lora_inputs: LoraInputs | None
     graphs: tuple[str, ...]
     specs: Callable[[Precision], tuple[GraphSpec, ...]]
 
 
 def open_model(source: Path, options: ModelOptions = PLAIN) -> Model:
-    """The model in a diffusers folder, by the pipeline class that model_index.json names. Raises SourceError."""
+    """The model in a diffusers folder, by the pipeline class that model_index.json names.
+
+    Raises SourceError, or LoraInvalid or OptionInvalid for what the options name.
+    """
     family = importlib.import_module(f"export.families.{family_of(source)}")
     try:
         model: Model = family.open_model(source, options)
+    except ZturboError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(
             str(source), actual=f"configs without a usable {error}", allowed="the configs that diffusers saves",

@@ -39,5 +39,7 @@ def describe(source: Path, family: str, *, steps: int, guidance_scale: float) ->
     return Description(
         family=family, source=source, components=COMPONENTS, tokenizers=("tokenizer",), text=text,
         max_clip_skip=layers - 1, pooled=0, steps=steps, guidance_scale=guidance_scale,
-        conditioning=lambda dtype: Conditioning(load_text(CLIPTextModel, folder, dtype), chunk, layers - 1),
+        conditioning=lambda dtype, fuse: Conditioning(
+            load_text(CLIPTextModel, folder, dtype, fuse), chunk, layers - 1
+        ),
     )  # fmt: skip

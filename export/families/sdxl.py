@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.errors import SourceError
-from export.components import RESAVE, load_text
+from export.components import RESAVE, Fuse, load_text
 from export.families import Model, ModelOptions
 from export.source import read_index, read_json
 from export.stable_diffusion import Description, check_text, model_of, read_unet
@@ -36,7 +36,9 @@ def open_model(source: Path, options: ModelOptions) -> Model:
         Description(
             family="sdxl", source=source, components=COMPONENTS, tokenizers=("tokenizer", "tokenizer_2"), text=first,
             max_clip_skip=layers - 2, pooled=int(second["projection_dim"]), steps=30, guidance_scale=5.0,
-            conditioning=lambda dtype: conditioning(source, first["max_position_embeddings"], layers - 2, dtype),
+            conditioning=lambda dtype, fuse: conditioning(
+                source, first["max_position_embeddings"], layers - 2, dtype, fuse
+            ),
         ),
         options,
     )  # fmt: skip
@@ -78,9 +80,11 @@ def check_unet(source: Path, unet: dict[str, Any], hidden: int, pooled: int) -> 
             )  # fmt: skip
 
 
-def conditioning(source: Path, chunk: int, max_clip_skip: int, dtype: torch.dtype) -> nn.Module:
+def conditioning(
+    source: Path, chunk: int, max_clip_skip: int, dtype: torch.dtype, fuse: Fuse | None
+) -> nn.Module:
     """Both encoders as one module."""
-    encoders = [load_text(kind, source / name, dtype) for name, kind in KINDS.items()]
+    encoders = [load_text(kind, source / name, dtype, fuse) for name, kind in KINDS.items()]
     return PairConditioning(
         encoders, chunk, max_clip_skip, special_ids(source / "tokenizer"),
         pad_id=special_ids(source / "tokenizer_2")["pad_id"],

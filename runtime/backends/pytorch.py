@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from engine.binding import Array, Binding, Dims, Graph, PlanPrecision, Precision
 from engine.bundle import Bundle
-from engine.errors import BackendUnavailable, ExecutionFailed, OptionInvalid, SourceError
+from engine.errors import BackendUnavailable, ExecutionFailed, LoraInvalid, OptionInvalid, SourceError
 from runtime.backends.base import BackendOptions, Buffer, Launch, NoCaptures, asked_variant, done, in_order
 
 MAX_ROWS = 16
@@ -47,7 +47,7 @@ class TorchBuffer:
         """Copy an array of the same shape and dtype in."""
         import torch
 
-        source = torch.from_numpy(array)
+        source = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of the others
         if source.shape != self.tensor.shape or source.dtype != self.tensor.dtype:
             raise ValueError(f"{array.dtype} {array.shape} written to a buffer of {self.tensor.dtype} {self.shape}")
         self.tensor.copy_(source)
@@ -147,7 +147,7 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
     try:
         import torch
 
-        from export.families import open_model
+        from export.families import FusedLoraFile, ModelOptions, open_model
         from export.source import source_sha256
     except (ImportError, OSError) as error:
         raise BackendUnavailable(
@@ -158,8 +158,12 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
     precision = _precision(options, device)
     source = (folder / bundle.source.path).resolve()
     try:
-        model = open_model(source)
+        loras = tuple(FusedLoraFile((folder / one.path).resolve(), one.weight, one.sha256) for one in bundle.loras)
+        rank = 0 if bundle.lora_inputs is None else bundle.lora_inputs.rank
+        model = open_model(source, ModelOptions(loras=loras, lora_rank=rank))
         found = source_sha256(source, model.components)
+    except LoraInvalid as error:
+        raise _no_source(source, f"a fused LoRA that cannot be had ({error})", "the file that was fused") from error
     except (SourceError, OSError) as error:
         raise _no_source(source, f"unreadable ({error})", "the folder that was exported") from error
     if found != bundle.source.sha256:
