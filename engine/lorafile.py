@@ -24,8 +24,8 @@ UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_laye
 """kohya, peft, diffusers today and before; the last is of attention processors, `….to_q_lora.down.weight`."""
 ALPHA = (".alpha",)
 FOREIGN = {
-    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon's CP form",
-    "oft_": "OFT", ".diff": "whole differences of weights", ".bias": "a bias",
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr",
+    "lora_mid": "LoCon's CP form", "oft_": "OFT", ".diff": "whole differences of weights", ".bias": "a bias",
 }  # fmt: skip
 ADAPTER = "lora_adapter_metadata"
 """Where diffusers writes the settings of an adapter that it saves: a JSON object."""
@@ -112,13 +112,13 @@ class LoraFile:
             found[stem][part] = key
         for keys in found.values():
             if missing := {"down", "up"} - set(keys):
-                raise self.refused(next(iter(keys.values())), f"half of a pair, without its {sorted(missing)[0]}")
+                raise self.refused(next(iter(keys.values())), f"half of a pair, without its {min(missing)}")
         if not found:
             raise LoraInvalid(str(self.path), actual="no tensor", allowed=ALLOWED, remedy=FUSE)
         return found
 
     def _scale(self, stem: str, rank: int) -> float:
-        """alpha / rank by the layer's own alpha, else by the adapter's; 1 without either."""
+        """What a product counts: alpha / rank by the layer's own alpha, else by the adapter's; 1 without either."""
         key = self._keys[stem].get("alpha")
         if key is None:
             return self._adapter_scale(stem, rank)

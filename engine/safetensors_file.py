@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,8 @@ def _read(path: Path) -> bytes:
         if not path.is_file():
             raise LoraInvalid(str(path), actual="no such file", allowed="a .safetensors file", remedy=REMEDY)
         with path.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
+            size = os.fstat(stream.fileno()).st_size  # a read makes room for all that it is asked for
+            raw = stream.read(min(size, MAX_FILE_BYTES) + 1)
     except (OSError, ValueError) as error:  # ValueError: no file system takes the name
         raise LoraInvalid(
             str(path), actual=f"unreadable ({error})", allowed="a .safetensors file", remedy=REMEDY

@@ -47,7 +47,8 @@ def export_bundle(
     etas: tables for these too, where a scheduler takes one. cache: a folder for tables that were probed before, None
     for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total). loras:
     files and weights, to add to the model's. lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none.
-    Raises SourceError, SchedulerUnsupported, LoraInvalid, ExportMismatch, OptionInvalid or OutputError; then `out` is untouched.
+    Raises SourceError, SchedulerUnsupported, LoraInvalid, ExportMismatch, OptionInvalid or OutputError; then `out`
+    is untouched.
     """
     _check_precisions(precisions)
     check_device(device)

@@ -152,7 +152,7 @@ def linear_part(linear: nn.Linear, half: int) -> nn.Linear:
     part = copy.deepcopy(linear)
     part.out_features = linear.out_features // 2
     if (slot := slot_of(linear, first=half * part.out_features)) is not None:
-        part.slot = slot
+        part.__dict__["slot"] = slot
     part.weight = nn.Parameter(linear.weight.chunk(2)[half], requires_grad=False)
     if linear.bias is not None:
         part.bias = nn.Parameter(linear.bias.chunk(2)[half], requires_grad=False)
@@ -163,7 +163,7 @@ def scaled(linear: nn.Linear, factor: float) -> nn.Linear:
     """The layer that computes another's outputs times factor."""
     part = copy.deepcopy(linear)
     if (slot := slot_of(linear, scale=factor)) is not None:
-        part.slot = slot
+        part.__dict__["slot"] = slot
     part.weight = nn.Parameter(linear.weight * factor, requires_grad=False)
     if linear.bias is not None:
         part.bias = nn.Parameter(linear.bias * factor, requires_grad=False)

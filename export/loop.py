@@ -16,7 +16,7 @@ from engine.tablefile import Stored
 from engine.wiring import IMAGES, LORA, launched
 from export.families import Model
 from export.graph import GraphSpec
-from export.reference import Arrays, lora_values, loop_dims, relative_error
+from export.reference import Arrays, loop_dims, lora_values, relative_error
 from export.solver import COLUMNS, ROWS, Table
 
 EVALUATIONS = 4

@@ -104,7 +104,7 @@ def place_of(file: LoraFile, stem: str, key: str, unet: Mapping[str, Any]) -> tu
 
 
 def _prefixed(stem: str) -> str:
-    """diffusers' name of a layer: what has no component is the UNet's."""
+    """A layer's name as diffusers has it: what has no component is the UNet's."""
     stem = stem.removeprefix(f"{UNET}.").removeprefix(PEFT)
     return stem if stem.startswith(tuple(f"{text}." for text in TEXT)) else f"{UNET}.{stem}"
 
@@ -112,11 +112,11 @@ def _prefixed(stem: str) -> str:
 def _peft_name(component: str, path: str) -> str:
     """The path with `.lora_A.weight` behind it, whatever version of diffusers wrote it."""
     if component == UNET:
-        return next(iter(convert_unet_state_dict_to_peft({path: ""})))
+        return str(next(iter(convert_unet_state_dict_to_peft({path: ""}))))
     if path.endswith(DOWN):
         return path
     kind = StateDictType.DIFFUSERS if "lora_linear_layer" in path else StateDictType.DIFFUSERS_OLD
-    return next(iter(convert_state_dict_to_peft({path: ""}, original_type=kind)))
+    return str(next(iter(convert_state_dict_to_peft({path: ""}, original_type=kind))))
 
 
 def _own_path(module: nn.Module, path: str) -> str:

@@ -78,6 +78,6 @@ def with_slot(layer: nn.Module, slot: Slot) -> nn.Module:
 
 
 def slot_of(layer: nn.Module, *, scale: float = 1.0, first: int = 0) -> Slot | None:
-    """The slot of a layer that computes `scale` times another's outputs from the first-th on; None where it has none."""
+    """The slot of a layer that computes `scale` times another's outputs, from the `first` on; None without one."""
     slot: Slot | None = getattr(layer, "slot", None)
     return None if slot is None else replace(slot, scale=slot.scale * scale, up=slot.up + first)

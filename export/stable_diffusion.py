@@ -42,7 +42,7 @@ class Description:
     """What a family says of a model, beside its configs.
 
     text: the config of the encoder that bounds prompts; tokenizers, components: folders. steps, guidance_scale: the
-    defaults of a model that is not distilled. conditioning: makes the module of the text encoders, in a torch type, with
+    defaults of a model that is not distilled. conditioning: makes the module of the text encoders in a torch type, with
     LoRAs added where there are some.
     """
 

@@ -10,7 +10,7 @@ from engine.binding import Float32Array
 from engine.bundle import Bundle
 from engine.wiring import IMAGE
 from runtime.batch import Sample
-from runtime.loras import Loras
+from runtime.loras import Loras, chosen_loras
 from runtime.per_image import drawn, noise_key, spread
 from runtime.pictures import image_pixels, latent_mask
 from runtime.request import Request, request_invalid
@@ -39,7 +39,7 @@ class Resolved:
 
     def metadata(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What was asked with every default filled in, and how many tokens of the prompts were dropped."""
-        filled = {
+        filled: dict[str, Any] = {
             "height": self.height, "width": self.width, "num_inference_steps": self.steps,
             "guidance_scale": self._guidance_json(), "scheduler": self.scheduler, "clip_skip": self.clip_skip,
             "strength": self.strength,
@@ -48,7 +48,7 @@ class Resolved:
         dropped = {name: tokenizer.dropped_tokens(text, self.request.emphasis) for name, text in texts.items()}
         filled["loras"] = [
             {"path": path, "weight": weight, "sha256": packed.sha256}
-            for (path, weight), packed in zip(self.request.loras, self.samples[0].loras, strict=True)
+            for (path, weight), packed in zip(chosen_loras(self.request.loras), self.samples[0].loras, strict=True)
         ]
         return {**self.request.metadata(), **filled, "dropped_tokens": dropped}
 
@@ -56,9 +56,7 @@ class Resolved:
         return list(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
 
 
-def resolve(
-    requests: Sequence[Request], bundle: Bundle, tables: Tables, loras: Loras | None = None
-) -> list[Resolved]:
+def resolve(requests: Sequence[Request], bundle: Bundle, tables: Tables, loras: Loras | None = None) -> list[Resolved]:
     """Check requests against a bundle. loras: what reads and keeps theirs; left out, they are read for this alone.
 
     Raises RequestInvalid, also where they differ in size or are none; LoraInvalid for a file.
@@ -99,7 +97,7 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables, loras: Loras) -> 
     mask = None if request.mask is None else latent_mask(request.mask, height, width, factor)
     scales = enumerate(spread(guidance, request.num_images))
     plain = [_sample(request, image, table, scale, bundle) for image, scale in scales]
-    packed = loras.check(request.loras, bundle.name)  # type: ignore[arg-type]  # a tuple since the request was made
+    packed = loras.check(chosen_loras(request.loras), bundle.name)
     samples = tuple(replace(sample, pixels=pixels, mask=mask, loras=packed) for sample in plain)
     clip_skip = _clip_skip(request, bundle)
     return Resolved(request, height, width, steps, guidance, table.name, clip_skip, strength, shape, samples)

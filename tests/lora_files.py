@@ -100,7 +100,13 @@ def peft_model(pair: Pair) -> tuple[str, str, str]:
 
 
 Names = Callable[[Pair], tuple[str, str, str]]
-DIALECTS: dict[str, Names] = {"kohya": kohya, "diffusers": diffusers, "peft": peft, "peft_model": peft_model, "kohya_xl": kohya_xl}
+DIALECTS: dict[str, Names] = {
+    "kohya": kohya,
+    "diffusers": diffusers,
+    "peft": peft,
+    "peft_model": peft_model,
+    "kohya_xl": kohya_xl,
+}
 
 
 def tensors(pairs: Iterable[Pair], names: Names, *, alpha: bool = True, dtype: str = "fp32") -> dict[str, Tensor]:

@@ -28,7 +28,8 @@ def encoded(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | Non
     for name, array in tensors.items():
         raw = array.tobytes()
         header[name] = {
-            "dtype": TYPES[str(array.dtype)], "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(raw)],
+            "dtype": TYPES[str(array.dtype)], "shape": list(array.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
         }  # fmt: skip
         data += raw
     return header, data
@@ -91,7 +92,9 @@ def _with_header(change: Callable[[Header, str, random.Random], None]) -> Callab
     return made
 
 
-def _with_tensors(change: Callable[[dict[str, np.ndarray], str, random.Random], None]) -> Callable[[random.Random], bytes]:
+def _with_tensors(
+    change: Callable[[dict[str, np.ndarray], str, random.Random], None],
+) -> Callable[[random.Random], bytes]:
     def made(rng: random.Random) -> bytes:
         tensors = whole(seed=rng.randrange(99))
         change(tensors, rng.choice([key for key in tensors if "alpha" not in key]), rng)
@@ -113,14 +116,15 @@ def _shape(header: Header, key: str, rng: random.Random) -> None:
 def _offsets(header: Header, key: str, rng: random.Random) -> None:
     begin, end = header[key]["data_offsets"]
     header[key]["data_offsets"] = rng.choice(
-        [[end, begin], [begin - 4, end - 4], [begin + 4, end + 4], [0, 1 << 60], [begin], [begin, end, end], [begin, -1],
-         [float(begin), float(end)], None, [begin, end + 4]]
+        [[end, begin], [begin - 4, end - 4], [begin + 4, end + 4], [0, 1 << 60], [begin], [begin, end, end],
+         [begin, -1], [float(begin), float(end)], None, [begin, end + 4]]
     )  # fmt: skip
 
 
 def _rename(header: Header, key: str, rng: random.Random) -> None:
     new = rng.choice([
-        "", "x", key + ".x", key.replace("lora_unet_", "lora_vae_"), "../" + key, "lora_unet_a_to_v" + key[-17:], key.upper(),
+        "", "x", key + ".x", key.replace("lora_unet_", "lora_vae_"), "../" + key,
+        "lora_unet_a_to_v" + key[-17:], key.upper(),
         key.replace(".", "_"), "unet.other.layer.lora_A.weight", "\ud800" + key,
     ])  # fmt: skip
     header[new] = header.pop(key)
@@ -133,7 +137,8 @@ def _extra_field(header: Header, key: str, rng: random.Random) -> None:
 def _metadata(header: Header, _: str, rng: random.Random) -> None:
     header["__metadata__"] = rng.choice([
         3, [], {"a": 3}, {"a": None}, {"lora_adapter_metadata": "{"}, {"lora_adapter_metadata": "[]"},
-        {"lora_adapter_metadata": '{"unet.lora_alpha": "many"}'}, {"lora_adapter_metadata": '{"unet.lora_alpha": 1e999}'},
+        {"lora_adapter_metadata": '{"unet.lora_alpha": "many"}'},
+        {"lora_adapter_metadata": '{"unet.lora_alpha": 1e999}'},
         {"lora_adapter_metadata": '{"unet.r": 4}'}, {"lora_adapter_metadata": "[" * 100000},
         {"lora_adapter_metadata": '{"unet.lora_alpha": 4, "unet.use_dora": true}'},
         {"lora_adapter_metadata": '{"unet.lora_alpha": 4, "unet.alpha_pattern": {"a": null}}'},
@@ -147,7 +152,8 @@ def _not_finite(tensors: dict[str, np.ndarray], key: str, rng: random.Random) ->
 def _alpha(tensors: dict[str, np.ndarray], key: str, rng: random.Random) -> None:
     stem = key.partition(".")[0]
     tensors[f"{stem}.alpha"] = rng.choice([
-        np.array(np.nan, np.float32), np.array(3e38, np.float32), np.array(-3e38, np.float32), np.zeros((0,), np.float32),
+        np.array(np.nan, np.float32), np.array(3e38, np.float32), np.array(-3e38, np.float32),
+        np.zeros((0,), np.float32),
         np.array([1.0, 2.0], np.float32), np.array(1e300), np.array(2**62, np.int64),
     ])  # fmt: skip
 
@@ -158,7 +164,9 @@ def _half(tensors: dict[str, np.ndarray], key: str, _: random.Random) -> None:
 
 def _wrong_size(tensors: dict[str, np.ndarray], key: str, rng: random.Random) -> None:
     rows, columns = tensors[key].shape
-    shape = rng.choice([(rows + 1, columns), (rows, columns + 1), (columns, rows + 3), (rows, columns, 3, 3), (rows,), ()])
+    shape = rng.choice(
+        [(rows + 1, columns), (rows, columns + 1), (columns, rows + 3), (rows, columns, 3, 3), (rows,), ()]
+    )
     tensors[key] = np.ones(shape, np.float32)
 
 
@@ -171,8 +179,8 @@ def _high_rank(tensors: dict[str, np.ndarray], key: str, rng: random.Random) -> 
 def _foreign(tensors: dict[str, np.ndarray], key: str, rng: random.Random) -> None:
     stem = key.partition(".")[0]
     ending = rng.choice([
-        "dora_scale", "hada_w1_a", "lokr_w1", "lora_mid.weight", "diff", "lora_up.bias", "oft_blocks", "lora_magnitude_vector",
-        "lora_A.weight", "lora.down.weight",
+        "dora_scale", "hada_w1_a", "lokr_w1", "lora_mid.weight", "diff", "lora_up.bias", "oft_blocks",
+        "lora_magnitude_vector", "lora_A.weight", "lora.down.weight",
     ])  # fmt: skip
     tensors[f"{stem}.{ending}"] = np.ones((2, 8), np.float32)
 
@@ -193,7 +201,8 @@ def _length(rng: random.Random) -> bytes:
 
 def _not_json(rng: random.Random) -> bytes:
     return raw_file(
-        rng.choice([b"{", b"[]", b"null", b"3", b"\xff\xfe{}", b"[" * 200_000, b'{"a":' * 5000, b"9" * 6000, b'{"a": NaN}', b"{}"]),
+        rng.choice([b"{", b"[]", b"null", b"3", b"\xff\xfe{}", b"[" * 200_000, b'{"a":' * 5000, b"9" * 6000,
+                    b'{"a": NaN}', b"{}"]),
         b"\0" * 64,
     )  # fmt: skip
 

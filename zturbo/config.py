@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from engine.errors import ConfigInvalid, RequestInvalid
+from runtime.per_image import FIELDS
 from runtime.request import Request
 from zturbo.older_config import SECTIONS, from_older
 from zturbo.strict import Place, check_fields, described, known_keys, struct_from
@@ -68,8 +69,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         lists are left out.
         """
         named = {name: value for name, value in asked.items() if value is not None}
-        if "num_images" in named or any(_is_listed(value) for value in named.values()):
-            defaults = {k: v for k, v in self.defaults.items() if k != "num_images" and not _is_listed(v)}
+        if "num_images" in named or any(_is_listed(named.get(name)) for name in FIELDS):
+            defaults = {
+                k: v for k, v in self.defaults.items() if k != "num_images" and not (k in FIELDS and _is_listed(v))
+            }
         else:
             defaults = self.defaults
         return Request(prompt=prompt, **{**defaults, **named})

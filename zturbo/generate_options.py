@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from engine.binding import PlanPrecision
+from zturbo.lora_option import Loras as Loras  # noqa: PLC0414 - an option of this command too
 
 Words = Annotated[list[str], typer.Argument(metavar="[BUNDLE] PROMPT", help="A bundle's folder, and what to paint.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="A config.yaml; options here win over what it says.")]

@@ -80,9 +80,7 @@ def check_unet(source: Path, unet: dict[str, Any], hidden: int, pooled: int) -> 
             )  # fmt: skip
 
 
-def conditioning(
-    source: Path, chunk: int, max_clip_skip: int, dtype: torch.dtype, fuse: Fuse | None
-) -> nn.Module:
+def conditioning(source: Path, chunk: int, max_clip_skip: int, dtype: torch.dtype, fuse: Fuse | None) -> nn.Module:
     """Both encoders as one module."""
     encoders = [load_text(kind, source / name, dtype, fuse) for name, kind in KINDS.items()]
     return PairConditioning(

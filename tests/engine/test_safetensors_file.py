@@ -51,7 +51,9 @@ def test_what_torch_saves_comes_back(tmp_path):
 
 @pytest.mark.parametrize("what", ["missing", "folder", "device", "name"])
 def test_what_is_no_file(tmp_path, what):
-    path = {"missing": tmp_path / "no", "folder": tmp_path, "device": tmp_path / "pipe", "name": tmp_path / "a\0b"}[what]
+    path = {"missing": tmp_path / "no", "folder": tmp_path, "device": tmp_path / "pipe", "name": tmp_path / "a\0b"}[
+        what
+    ]
     if what == "device":
         if not hasattr(os, "mkfifo"):
             pytest.skip("no named pipes here")

@@ -13,6 +13,7 @@ from engine.binding import Precision
 from engine.bundle import Bundle
 from zturbo.console import bytes_text, print_json, progress
 from zturbo.extras import extra
+from zturbo.lora_option import Loras, read_loras
 from zturbo.places import bundle_folder, check_writable
 
 Precisions = Literal["both", "fp32", "fp16"]
@@ -26,6 +27,8 @@ def run(
     schedulers: Annotated[str | None, typer.Option(help="By any name, 'euler, DPM++ 2M Karras'; default: all.")] = None,
     eta: Annotated[list[float] | None, typer.Option(help="Tables for this eta too; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
+    lora: Loras = None,
+    lora_rank: Annotated[int, typer.Option(help="Of LoRAs that requests may bring, 1 to 128; 0 for none.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a model in diffusers layout to a bundle, and check every graph against the model."""
@@ -33,7 +36,10 @@ def run(
     begun = time.perf_counter()
     names = None if schedulers is None else names_of(schedulers)
     precisions = BOTH if precision == "both" else (precision,)
-    bundle = export_model(source, folder, precisions, device, schedulers=names, etas=tuple(eta or ()))
+    bundle = export_model(
+        source, folder, precisions, device, schedulers=names, etas=tuple(eta or ()), loras=read_loras(lora),
+        lora_rank=lora_rank,
+    )  # fmt: skip
     seconds = time.perf_counter() - begun
     size_bytes = sum(entry.size_bytes for entry in bundle.files.values())
     if as_json:
@@ -57,6 +63,8 @@ def export_model(
     *,
     schedulers: Sequence[str] | None = None,
     etas: Sequence[float] = (),
+    loras: Sequence[tuple[Path, float]] = (),
+    lora_rank: int = 0,
 ) -> Bundle:
     """Export with a progress bar. Raises what `export_bundle` raises, and ZturboError without the extra `export`."""
     check_writable(folder.parent)
@@ -64,5 +72,6 @@ def export_model(
         from export.bundle import export_bundle
     with progress() as advance:
         return export_bundle(
-            source, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device, on_progress=advance
-        )
+            source, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device, on_progress=advance,
+            loras=loras, lora_rank=lora_rank,
+        )  # fmt: skip

@@ -11,6 +11,7 @@ import typer
 
 from zturbo import generate_options as given
 from zturbo.console import Advance, print_json, progress, say
+from zturbo.lora_option import read_loras
 from zturbo.places import check_writable
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def run(
     guidance: given.Guidance = None, scheduler: given.Scheduler = None, eta: given.Eta = None, seed: given.Seed = None,
     height: given.Pixels = None, width: given.Pixels = None, clip_skip: given.ClipSkip = None,
     emphasis: given.Emphasis = None, number: given.Number = None, image: given.ImageFile = None,
-    mask: given.MaskFile = None, strength: given.Strength = None, preview: given.Preview = None, out: given.Out = None,
+    mask: given.MaskFile = None, strength: given.Strength = None, lora: given.Loras = None,
+    preview: given.Preview = None, out: given.Out = None,
     backend: given.Backend = None, precision: given.Precision = None, device: given.Device = None,
     threads: given.Threads = None, capture: given.Capture = None, as_json: given.AsJson = False,
 ) -> None:  # fmt: skip
@@ -41,7 +43,7 @@ def run(
         prompt, negative_prompt=negative, height=height, width=width, num_inference_steps=steps, scheduler=scheduler,
         guidance_scale=numbers(guidance, float, "--guidance"), seed=numbers(seed, int, "--seed"), num_images=number,
         eta=eta, clip_skip=clip_skip, emphasis=emphasis, image=read_picture("--image", image),
-        mask=read_picture("--mask", mask), strength=strength,
+        mask=read_picture("--mask", mask), strength=strength, loras=read_loras(lora) or None,
     )  # fmt: skip
     out = Path(settings.out) if out is None else out
     for folder in [out] if preview is None else [out, preview.parent]:
