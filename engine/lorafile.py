@@ -158,7 +158,7 @@ class LoraFile:
 def check_weight(subject: str, weight: object) -> None:
     """Raise LoraInvalid where a LoRA's weight is no number from -MAX_WEIGHT to MAX_WEIGHT."""
     number = isinstance(weight, (int, float, np.floating, np.integer)) and not isinstance(weight, bool)
-    if not number or not abs(weight) <= MAX_WEIGHT:  # type: ignore[arg-type]
+    if not number or not -MAX_WEIGHT <= weight <= MAX_WEIGHT:  # type: ignore[operator]
         raise LoraInvalid(
             f"{subject}, weight", actual=shown(weight), allowed=f"a number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}",
             remedy="1 is the LoRA as it was trained, less is less of it.",

@@ -45,10 +45,9 @@ def export_bundle(
 
     precisions: the variants to write; fp16 is what TensorRT gets. schedulers: by any of their names, None for all.
     etas: tables for these too, where a scheduler takes one. cache: a folder for tables that were probed before, None
-    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total). loras:
-    files and weights, to add to the model's. lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none.
-    Raises SourceError, SchedulerUnsupported, LoraInvalid, ExportMismatch, OptionInvalid or OutputError; then `out`
-    is untouched.
+    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total). loras: files and
+    weights, to add to the model's. lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none. Raises
+    SourceError, LoraInvalid, SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` stays.
     """
     _check_precisions(precisions)
     check_device(device)

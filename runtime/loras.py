@@ -54,7 +54,7 @@ def chosen_loras(value: object) -> Chosen:
             check_weight(str(pair[0]), pair[1])
         except LoraInvalid as error:
             raise RequestInvalid(
-                f"request, loras, {error.subject}", actual=error.actual, allowed=error.allowed, remedy=error.remedy
+                "request, loras", actual=f"a weight of {error.actual}", allowed=error.allowed, remedy=error.remedy
             ) from error
         found.append((str(pair[0]), float(pair[1])))
     return tuple(found)

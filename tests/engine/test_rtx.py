@@ -95,6 +95,18 @@ def test_parts_build_and_keep_their_attentions_fused(tiny, precision, count):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("part", [WHOLE, (1, 2), (2, 2)])
+def test_a_denoiser_that_takes_loras_builds(lora_bundle, tmp_path, precision, part):
+    """Its products are batched and of three axes; the attentions stay in one kernel each."""
+    builds = Builds(lora_bundle, tmp_path)
+    info = builds.plan("denoiser", "128@1-4", precision=precision, part=part)
+    if part == WHOLE:
+        assert info.facts.fused_attentions == (0 if precision == "fp32" else builds.attentions("denoiser", precision))
+    assert "lora" in info.identity.shapes[0]
+
+
+@pytest.mark.slow
 def test_one_plan_for_several_profiles_and_compute_capabilities(tiny):
     capabilities = ("8.6", "8.9", "12.0")
     info = tiny.plan("denoiser", "128@2", "dynamic:128-256@1-4", part=(2, 2), capabilities=capabilities)

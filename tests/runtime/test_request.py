@@ -79,6 +79,11 @@ PICTURE = "a PIL image, or a uint8 array of (H, W), (H, W, 3) or (H, W, 4)"
 BAD += [
     *[("eta", value, "a number from 0 to 1") for value in (-0.1, 1.1, math.nan, "1", True, 1j, HUGE, [1])],
     *[(field, value, PICTURE) for field in ("image", "mask") for value in ("a.png", 7, [0], ARRAY, PIXELS[0, 0])],
+    *[
+        ("loras", value, "up to 16 pairs of a file and a weight")
+        for value in ("a", 7, None, [7], [("a",)], [("", 1)], [("a", 1, 2)], {"a": 1}, [("a", 1)] * 17, HUGE)
+    ],
+    *[("loras", [("a", value)], "a number from -10 to 10") for value in (11, math.nan, "1", True, None, HUGE)],
     *[("strength", value, "a number above 0, to 1") for value in (0, -1, 1.1, math.nan, "1", True, 1j, HUGE, [1])],
 ]
 WITH_IMAGE = {"mask": {"image": PIXELS}, "strength": {"image": PIXELS}}
@@ -137,6 +142,7 @@ GOOD = {
     "image": (None, PIXELS, PIXELS[..., 0], PIXELS[:1, :1]),
     "mask": (None, PIXELS, PIXELS[..., 0]),
     "eta": (None, 0, 1, 0.5, np.float32(0.25)),
+    "loras": ((), (("a", 0.5),), (("a", -10.0), ("b", 10.0))),
     "strength": (None, 1, 1.0, 5e-324, np.float32(0.5), np.int8(1)),
 }
 
@@ -144,7 +150,7 @@ GOOD = {
 def expected_json(value):
     if isinstance(value, np.ndarray):
         return list(value.shape)
-    return list(value) if isinstance(value, tuple) else value
+    return [expected_json(one) for one in value] if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize("field", GOOD)

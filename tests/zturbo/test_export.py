@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,8 @@ def fake_export(monkeypatch, small_bundle):
     pytest.importorskip("torch")
     calls = []
 
-    def export_bundle(source, out, *, precisions, schedulers, etas, device, on_progress):
-        calls.append((str(source), str(out), precisions, schedulers, etas, device))
+    def export_bundle(source, out, *, precisions, schedulers, etas, device, on_progress, loras, lora_rank):
+        calls.append((str(source), str(out), precisions, schedulers, etas, device, loras, lora_rank))
         on_progress("solver tables", 1, 2)
         return load_bundle(small_bundle)
 
@@ -30,10 +31,20 @@ def fake_export(monkeypatch, small_bundle):
 def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export):
     zturbo("export", "models/emoji")
     zturbo("export", "models/emoji", "--out", "here", "--precision", "fp16", "--device", "cuda:1",
-           "--schedulers", "euler dpmpp_2m", "--eta", "0.3", "--eta", "0.5")  # fmt: skip
+           "--schedulers", "euler dpmpp_2m", "--eta", "0.3", "--eta", "0.5",
+           "--lora", "a.safetensors", "--lora", "b.safetensors:-0.5", "--lora-rank", "16")  # fmt: skip
     assert fake_export == [
-        ("models/emoji", "trt_models/emoji", ("fp32", "fp16"), None, (), "cpu"),
-        ("models/emoji", "here", ("fp16",), ("euler", "dpmpp_2m"), (0.3, 0.5), "cuda:1"),
+        ("models/emoji", "trt_models/emoji", ("fp32", "fp16"), None, (), "cpu", [], 0),
+        (
+            "models/emoji",
+            "here",
+            ("fp16",),
+            ("euler", "dpmpp_2m"),
+            (0.3, 0.5),
+            "cuda:1",
+            [(Path("a.safetensors"), 1.0), (Path("b.safetensors"), -0.5)],
+            16,
+        ),
     ]
 
 
