@@ -44,9 +44,10 @@ def measured(
         (plain, Request(**common, guidance_scale=5)),
         (taking, Request(**common, guidance_scale=5, loras=[] if lora is None else [lora])),
     ]
-    times: list[list[float]] = []
-    for _ in range(WARM_UP + pairs):
-        times.append([1000 * one.generate(request).seconds["loop"] / steps for one, request in contenders])
+    times = [
+        [1000 * one.generate(request).seconds["loop"] / steps for one, request in contenders]
+        for _ in range(WARM_UP + pairs)
+    ]
     kept, inputs = times[WARM_UP:], taking.bundle.lora_inputs
     return {
         "plain_ms": median(a for a, _ in kept), "loras_ms": median(b for _, b in kept),

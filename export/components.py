@@ -35,7 +35,7 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = None) 
     if fuse is not None:
         module = load(kind, folder, torch.float32)
         fuse(module, folder.name)
-        return module.to(dtype)
+        return nn.Module.to(module, dtype)  # diffusers' own warns of modules to keep in float32, and names none
     try:
         named = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": dtype}
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **named).eval()

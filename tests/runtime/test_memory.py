@@ -104,3 +104,16 @@ def test_conditioning_is_launched_apart_from_the_rest_of_once(backend):
 def test_only_the_loop_is_captured_once_for_each_turn(backend):
     Wiring(backend, GRAPHS, DIMS)
     assert backend.captures.captured == 2
+
+
+def test_a_read_only_array_is_written_once(backend):
+    """Nobody changes it, so its buffer holds it until another is written; any other array is written each time."""
+    wiring = Wiring(backend, GRAPHS, DIMS)
+    buffer, array = wiring.buffers["guidance_scale"], np.ones(2, np.float32)
+    for writeable, expected in ((True, 1), (False, 1), (False, 7), (True, 1)):
+        array.flags.writeable = writeable
+        wiring.write({"guidance_scale": array})
+        assert (buffer.array == expected).all()
+        buffer.array[...] = 7
+    wiring.write({"guidance_scale": np.zeros(2, np.float32)})
+    assert not buffer.array.any()
