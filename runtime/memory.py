@@ -43,7 +43,7 @@ class Wiring:
         self.buffers: dict[str, Buffer] = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
         self.dims, self.conditioned, self.read_by_row = dict(dims), tuple(conditioned), tuple(read_by_row)
         self.position = self.moment = 0
-        self._written: dict[str, Array] = {}
+        self._written: dict[str, Array | None] = {}
         self._turns = (self.buffers, swapped(needed, self.buffers))
         self._optional = OptionalGraphs(backend, [graph for graph in graphs if graph.optional], self._turns, dims)
         phases: dict[Phase, list[Graph]] = {phase: [] for phase in TURNS}
@@ -65,12 +65,10 @@ class Wiring:
         """Copy the host's arrays in; every wire that no graph makes must be among them, and what none reads may be."""
         self._optional.prepare(arrays)
         for name, array in arrays.items():
-            if name in self.buffers and self._written.get(name) is not array:
+            fixed = not array.flags.writeable  # nobody changes it, so there is no need to write it again
+            if name in self.buffers and not (fixed and self._written.get(name) is array):
                 self.buffers[name].write(array)
-                if not array.flags.writeable:  # nobody changes it, so there is no need to write it again
-                    self._written[name] = array
-                else:
-                    self._written.pop(name, None)
+                self._written[name] = array if fixed else None
         self._optional.blank(arrays)
 
     def launch(self, phase: Phase) -> None:

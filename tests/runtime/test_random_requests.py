@@ -126,6 +126,9 @@ FIELDS = {
     "emphasis": Field(st.booleans(), ANYTHING.filter(lambda value: not isinstance(value, bool))),
     "image": Field(st.none() | PICTURES, BAD_PICTURES),
     "mask": Field(st.none() | PICTURES, BAD_PICTURES),
+    "loras": Field(
+        st.sampled_from(((), [])), ANYTHING | st.lists(st.tuples(TEXTS, st.floats()), min_size=1, max_size=3)
+    ),
     "strength": Field(st.sampled_from((None, 1, 1.0, np.float32(1))), ANYTHING | st.floats()),
     "latents": Field(st.none() | st.just(latents), BAD_ARRAYS),
     "noise": Field(st.none() | st.just(noise), BAD_ARRAYS),
