@@ -10,6 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +44,15 @@ class Packed:
 
 def chosen_loras(value: object) -> Chosen:
     """What a request names as its LoRAs: (file, weight), or a file alone. Raises RequestInvalid."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > MAX_LORAS:
+    listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    values = tuple(islice(value, MAX_LORAS + 1)) if listed else ()  # type: ignore[call-overload]
+    if not listed or len(values) > MAX_LORAS:  # the length of a range may exceed what Python counts
         raise _not_chosen(shown(value))
     found = []
-    for one in value:
+    for one in values:
         pair = (one, 1.0) if isinstance(one, (str, Path)) else one
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], (str, Path)) or not str(pair[0]):
+        pair = tuple(islice(pair, 3)) if isinstance(pair, Sequence) else ()
+        if len(pair) != 2 or not isinstance(pair[0], (str, Path)) or not str(pair[0]):
             raise _not_chosen(shown(one))
         try:
             check_weight(str(pair[0]), pair[1])
