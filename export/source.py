@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine.digest import file_sha256
-from engine.errors import SourceError
+from engine.errors import SourceError, shown
 from engine.schema import Defaults
 
 INDEX = "model_index.json"
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where components of an index may come from; the last is diffusers' own folder of the safety checker."""
 DEFAULTS = "generation_config.json"
 """Optional, beside model_index.json: what a request gets where it names nothing. The keys are those of Defaults."""
+MAX_JSON_BYTES = 4 * 2**20
+"""Of a config or an index of shards; the largest honest ones have a few hundred kilobytes."""
+CODE = ("auto_map", "custom_pipelines", "custom_pipeline", "trust_remote_code", "quantization_config")
+"""Keys that make the libraries import or download something."""
+LARGEST = 2**20
+"""Of a number in a config; the largest honest ones are vocabularies."""
+LONGEST, MOST_BETAS = 64, 10_000
+"""Of a list in a config: blocks of a denoiser; and a scheduler's betas one by one."""
+MOST_LAYERS = 128
+TOTALS = ("total_size", "total_parameters")
+"""Of all shards, in their index: large, and used by nobody."""
 PARTS = (".json", ".safetensors", ".txt", ".model")
 
 
@@ -26,14 +40,37 @@ def read_index(folder: Path) -> dict[str, Any]:
             str(folder), actual="no such folder", allowed="a folder in diffusers layout",
             remedy="Check the path; `models/emoji` ships with the repository.",
         )  # fmt: skip
-    return read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
+    for name, part in index.items():
+        _check_part(folder / INDEX, name, part)
+    return index
+
+
+def _check_part(path: Path, name: str, part: object) -> None:
+    """An entry of the index: a component of a known library, or a plain setting. Raises SourceError."""
+    plain = part is None or isinstance(part, str | bool | int | float)
+    if name.startswith("_") and plain:
+        return
+    if name.isidentifier() and not name.startswith("_"):
+        if plain:
+            return
+        if isinstance(part, list) and len(part) == 2:
+            library, kind = part
+            if library in LIBRARIES and (kind is None or (isinstance(kind, str) and kind.isidentifier())):
+                return
+    raise SourceError(
+        str(path), actual=f"{shown(name)}: {shown(part)}",
+        allowed="components of diffusers and transformers, and plain settings",
+        remedy="A pipeline with code of its own cannot be exported; save a supported one with save_pretrained().",
+    )  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object of the source. Raises SourceError where it is missing or not an object."""
+    """One JSON object of the source. Raises SourceError where it is missing, not an object, or not a plain config."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        value = json.loads(_read_bounded(path))
+        _check_plain(path, value)
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(
             str(path), actual=f"unreadable ({error})", allowed="a JSON object in diffusers layout",
             remedy="Save the pipeline again with diffusers' save_pretrained().",
@@ -44,6 +81,46 @@ def read_json(path: Path) -> dict[str, Any]:
             remedy="Save the pipeline again with diffusers' save_pretrained().",
         )  # fmt: skip
     return value
+
+
+def _read_bounded(path: Path) -> bytes:
+    """The bytes of a file of a sane size; a pipe would keep its reader waiting. Raises OSError or ValueError."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+    return raw
+
+
+def _check_plain(path: Path, value: object, key: str = "") -> None:
+    """Raise SourceError for keys that name code, and for numbers and lists that no model has, anywhere in a config."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name in CODE and inner:
+                raise _refused(path, f"{name}, which asks for code or parts from elsewhere")
+            if name not in TOTALS:
+                _check_plain(path, inner, name)
+    elif isinstance(value, list):
+        if len(value) > (MOST_BETAS if key == "trained_betas" else LONGEST):
+            raise _refused(path, f"a list of {len(value)} as {shown(key)}")
+        for inner in value:
+            _check_plain(path, inner, key)
+    elif isinstance(value, int | float) and not _is_sane(key, value):
+        raise _refused(path, f"{shown(key)} of {shown(value)}")
+
+
+def _is_sane(key: str, value: float) -> bool:
+    """Whether a config's number is one that a model may have; diffusers writes -inf for "no lower end"."""
+    return value == -math.inf or -LARGEST <= value <= (MOST_LAYERS if "layers" in key else LARGEST)
+
+
+def _refused(path: Path, actual: str) -> SourceError:
+    return SourceError(
+        str(path), actual=actual, allowed="a config that diffusers or transformers saved",
+        remedy="Save the pipeline again with diffusers' save_pretrained().",
+    )  # fmt: skip
 
 
 def read_defaults(folder: Path, fallback: Defaults) -> Defaults:

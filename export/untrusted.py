@@ -1,0 +1,168 @@
+"""A component's folder, judged before diffusers or transformers read it: nothing in it makes them run or allocate much.
+
+A config is compared with the weights: a module that would have more tensors or numbers than its files is given up while
+it is made, on torch's meta device. Code that a config names is refused, never run. Does not know families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from engine.errors import SourceError, shown
+from export.quiet import quiet
+from export.safefile import Safefile, check_safetensors
+from export.source import read_json
+
+SPARE_NUMBERS, SPARE_TENSORS = 2**22, 64
+"""What a module may have beside its weights: buffers of positions."""
+FOREIGN = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+"""What the libraries raise on configs and weights that are not what they expect."""
+WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+TEXT_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+"""All that a text encoder's architecture needs; its config has room for more, kernels from a hub among them."""
+
+
+def open_component(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A module of a class of diffusers or transformers in eval mode, from safetensors in this folder alone.
+
+    Raises SourceError where config or weights are missing, damaged, or do not belong together.
+    """
+    config = checked_config(kind, folder)
+    variant, files = weights_of(kind, folder)
+    check_size(kind, folder, config, files)
+    with translated(kind, folder), quiet():
+        if is_of_transformers(kind):
+            named = {"config": text_config(kind, config), "dtype": dtype}
+        else:
+            named = {"torch_dtype": dtype}
+        module, told = kind.from_pretrained(
+            folder, variant=variant, local_files_only=True, use_safetensors=True, output_loading_info=True, **named
+        )
+    if missing := sorted(map(str, told["missing_keys"])):
+        raise _unusable(kind, folder, f"no weights for {missing[0]!r}, {len(missing)} missing")
+    return module.eval()
+
+
+def checked_config(kind: Any, folder: Path) -> dict[str, Any]:
+    """config.json of a component: for this class, without code of its own, and of sane numbers. Raises SourceError."""
+    path = folder / "config.json"
+    config = read_json(path)
+    named = config.get("architectures") if is_of_transformers(kind) else [config.get("_class_name")]
+    allowed = (None, kind.__name__, *ALSO.get(kind.__name__, ()))
+    if named is not None and not (isinstance(named, list) and all(name in allowed for name in named)):
+        raise _unusable(kind, path, f"a config of {shown(named)}")
+    if (folder / "adapter_config.json").exists():
+        raise _unusable(kind, folder / "adapter_config.json", "an adapter, which names another model")
+    return config
+
+
+ALSO = {"CLIPTextModel": ("CLIPModel",), "CLIPTextModelWithProjection": ("CLIPModel", "CLIPTextModel")}
+"""Classes whose configs and weights serve as well."""
+
+
+def weights_of(kind: Any, folder: Path) -> tuple[str | None, tuple[Safefile, ...]]:
+    """The variant that the names of a component's weights bear, None for none, and its checked files."""
+    stem = WEIGHTS["transformers" if is_of_transformers(kind) else "diffusers"]
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if (folder / whole).exists() or (folder / index).exists():
+        names = _shards(folder / index) if not (folder / whole).exists() else (whole,)
+        return None, tuple(check_safetensors(folder / name) for name in names)
+    found = sorted(path.name for path in folder.glob(f"{stem}.*.safetensors"))
+    if len(found) == 1:
+        return found[0].split(".")[-2], (check_safetensors(folder / found[0]),)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".pth"))
+    raise SourceError(
+        str(folder), actual=", ".join(found or pickles) or "no weights", allowed=f"{whole}, or shards with {index}",
+        remedy="Save the model again with safe_serialization=True: pickles are never read."
+        if pickles else "Keep one variant of the weights.",
+    )  # fmt: skip
+
+
+def _shards(index: Path) -> tuple[str, ...]:
+    """The files that an index of shards names; all of them lie beside it."""
+    places = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise _refused(index, f"weights in {shown(names)}")
+    return tuple(names)
+
+
+def check_size(kind: Any, folder: Path, config: dict[str, Any], files: tuple[Safefile, ...]) -> None:
+    """Raise SourceError where the module that a config describes has more in it than the files that shall fill it."""
+    tensors = sum(len(file.tensors) for file in files)
+    numbers = sum(file.elements for file in files)
+    with translated(kind, folder), quiet(), torch.device("meta"), bounded(tensors, numbers):
+        if is_of_transformers(kind):
+            kind(text_config(kind, config))
+        else:
+            kind.from_config(config)
+
+
+@contextmanager
+def bounded(tensors: int, numbers: int) -> Iterator[None]:
+    """Within the block making a module ends with a ValueError where it gets to be larger than this."""
+    left = {"tensors": tensors + SPARE_TENSORS, "numbers": numbers + SPARE_NUMBERS}
+
+    def count(_module: nn.Module, name: str, value: Tensor | None) -> None:
+        if value is not None:
+            left["tensors"] -= 1
+            left["numbers"] -= value.numel()
+        if min(left.values()) < 0:
+            raise ValueError(f"a module larger than its {tensors} tensors of {numbers} numbers, at {name!r}")
+
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def text_config(kind: Any, config: dict[str, Any]) -> Any:
+    """The config object of a text encoder, of the fields of its architecture alone."""
+    return kind.config_class(**{name: config[name] for name in TEXT_FIELDS if name in config})
+
+
+@contextmanager
+def translated(kind: Any, place: Path) -> Iterator[None]:
+    """What the libraries raise within the block becomes a SourceError about this place."""
+    try:
+        yield
+    except FOREIGN as error:
+        words = " ".join(str(error).split())
+        raise _unusable(kind, place, f"{type(error).__name__}: {words[:400]}") from error
+
+
+def is_of_transformers(kind: Any) -> bool:
+    """Whether a class is one of transformers, not of diffusers."""
+    return str(kind.__module__).startswith("transformers.")
+
+
+def _unusable(kind: Any, place: Path, actual: str) -> SourceError:
+    return SourceError(
+        str(place), actual=actual, allowed=f"a saved {kind.__name__}",
+        remedy="Save the pipeline again with diffusers' save_pretrained().",
+    )  # fmt: skip
+
+
+def _refused(path: Path, actual: str) -> SourceError:
+    return SourceError(
+        str(path), actual=actual, allowed="the configs that diffusers saves",
+        remedy="Save the pipeline again with diffusers' save_pretrained().",
+    )  # fmt: skip
