@@ -11,6 +11,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "accelerate": ("export",),
     "cuda": ("tensorrt", "rtx"),
     "diffusers": ("export",),
+    "huggingface_hub": ("export",),
     "onnx": ("export", "tensorrt", "rtx"),
     "onnxruntime": ("cpu", "gpu"),
     "psutil": ("bench", "tensorrt", "rtx"),

@@ -59,7 +59,7 @@ def ready_bundle(model: Path) -> Path:
         load_bundle(folder)
     except BundleError as error:
         say(f"exporting {model} ({error.subject}: {error.actual})")
-        export_model(model, folder)
+        export_model(str(model), folder)
     return folder
 
 

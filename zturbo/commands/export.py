@@ -1,4 +1,4 @@
-"""`zturbo export`: a model in diffusers layout becomes a bundle."""
+"""`zturbo export`: a model, wherever it comes from, becomes a bundle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from engine.bundle import Bundle
 from zturbo.console import bytes_text, print_json, progress
 from zturbo.extras import extra
 from zturbo.lora_option import Loras, read_loras
-from zturbo.places import bundle_folder, check_writable
+from zturbo.places import BUNDLES, check_writable
 
 Precisions = Literal["both", "fp32", "fp16"]
+SOURCE = "A diffusers folder, a .safetensors checkpoint, a hub's ORG/NAME@REVISION, or random:sd15, sd21, sdxl, lcm."
 BOTH: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 def run(
-    source: Annotated[Path, typer.Argument(help="A folder in diffusers layout, such as models/emoji.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A diffusers folder, a .safetensors checkpoint, a hub's org/name@revision, random:sdxl."),
+    ],
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; default: trt_models/<name>.")] = None,
+    config: Annotated[str | None, typer.Option(help="A checkpoint's configs: a diffusers folder or hub id.")] = None,
     precision: Annotated[Precisions, typer.Option(help="fp16 is what TensorRT gets.")] = "both",
     schedulers: Annotated[str | None, typer.Option(help="By any name, 'euler, DPM++ 2M Karras'; default: all.")] = None,
     eta: Annotated[list[float] | None, typer.Option(help="Tables for this eta too; may be repeated.")] = None,
@@ -31,14 +36,16 @@ def run(
     lora_rank: Annotated[int, typer.Option(help="Of LoRAs that requests may bring, 1 to 128; 0 for none.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Export a model in diffusers layout to a bundle, and check every graph against the model."""
-    folder = bundle_folder(source) if out is None else out
+    """Export a model to a bundle, and check every graph against the model."""
+    with extra("export", command="export"):
+        from export.origin import bundle_name
+    folder = BUNDLES / bundle_name(source) if out is None else out
     begun = time.perf_counter()
     names = None if schedulers is None else names_of(schedulers)
     precisions = BOTH if precision == "both" else (precision,)
     bundle = export_model(
-        source, folder, precisions, device, schedulers=names, etas=tuple(eta or ()), loras=read_loras(lora),
-        lora_rank=lora_rank,
+        source, folder, precisions, device, config=config, schedulers=names, etas=tuple(eta or ()),
+        loras=read_loras(lora), lora_rank=lora_rank,
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     size_bytes = sum(entry.size_bytes for entry in bundle.files.values())
@@ -56,11 +63,12 @@ def names_of(text: str) -> tuple[str, ...]:
 
 
 def export_model(
-    source: Path,
+    source: str,
     folder: Path,
     precisions: tuple[Precision, ...] = BOTH,
     device: str = "cpu",
     *,
+    config: str | None = None,
     schedulers: Sequence[str] | None = None,
     etas: Sequence[float] = (),
     loras: Sequence[tuple[Path, float]] = (),
@@ -70,8 +78,11 @@ def export_model(
     check_writable(folder.parent)
     with extra("export", command="export"):
         from export.bundle import export_bundle
+        from export.origin import open_source
+
+        origin = open_source(source, folder.parent, config=config, device=device)
     with progress() as advance:
         return export_bundle(
-            source, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device, on_progress=advance,
-            loras=loras, lora_rank=lora_rank,
+            origin.folder, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device,
+            on_progress=advance, loras=loras, lora_rank=lora_rank,
         )  # fmt: skip
