@@ -66,12 +66,16 @@ def convert(file: Safefile, config: Path, folder: Path) -> None:
 
 def _loaded(kind: Any, file: Safefile, plain: Path) -> Any:
     """The pipeline. diffusers moves each module once more; what got no weight is on torch's meta device and cannot."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     try:
         return kind.from_single_file(
             str(file.path.absolute()), config=str(plain), local_files_only=True, **dict.fromkeys(UNUSED)
         )
     except NotImplementedError as error:
         raise _lacking(file, "weights of the architecture that the configs describe") from error
+    except SingleFileComponentError as error:
+        raise _lacking(file, "one of its components") from error
 
 
 def _is_module(part: str, value: Any) -> bool:

@@ -14,9 +14,10 @@ from tests.zturbo.stand_ins import assert_refused
 
 
 @pytest.fixture
-def fake_export(monkeypatch, small_bundle):
-    """export_bundle notes its arguments and answers with a bundle that is there already."""
+def fake_export(monkeypatch, small_bundle, tmp_path):
+    """export_bundle notes its arguments and answers with a bundle that is there already; models/emoji is a folder."""
     pytest.importorskip("torch")
+    (tmp_path / "models" / "emoji").mkdir(parents=True)
     calls = []
 
     def export_bundle(source, out, *, precisions, schedulers, etas, device, on_progress, loras, lora_rank):
@@ -48,8 +49,41 @@ def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export)
     ]
 
 
-def test_export_on_a_device_that_is_not_there(zturbo):
+def test_export_makes_a_folder_of_random_weights_and_names_the_bundle_after_them(zturbo, fake_export, monkeypatch):
+    made = []
+    monkeypatch.setattr("export.random_models.write", lambda *given, **named: made.append((given[1], named)))
+    zturbo("export", "random:sdxl@2", "--precision", "fp16")
+    assert made == [("sdxl", {"seed": 2, "device": "cpu"})]
+    folder = "trt_models/.sources/random-sdxl-2"
+    assert fake_export == [(folder, "trt_models/random-sdxl-2", ("fp16",), None, (), "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["random:sdxxl"], "random:sdxl"),
+        (["maker/model"], "HF_HUB_OFFLINE"),
+        (["./maker/model"], "no such file or folder"),
+        (["model.safetensors"], "unreadable"),
+        (["model.ckpt"], "no such file or folder"),
+        (["file.ckpt"], "runs the code in it"),
+        (["file.safetensors"], "4 bytes"),
+        (["maker/model", "--config", "models/emoji"], "with a .safetensors checkpoint only"),
+    ],
+)
+def test_sources_that_are_none(zturbo, tmp_path, monkeypatch, arguments, words):
     pytest.importorskip("torch")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("file.ckpt", "file.safetensors"):
+        (tmp_path / name).write_bytes(b"PK\x03\x05")
+    done = zturbo("export", *arguments)
+    assert_refused(done, "OptionInvalid" if "--config" in arguments else "SourceError")
+    assert words in done.stderr
+
+
+def test_export_on_a_device_that_is_not_there(zturbo, tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "models" / "emoji").mkdir(parents=True)
     assert_refused(zturbo("export", "models/emoji", "--device", "cuda:999"), "OptionInvalid")
 
 
@@ -86,8 +120,9 @@ def test_export_without_torch_names_the_extra(zturbo, monkeypatch):
     assert "pip install 'zturbo[export]'" in done.stderr
 
 
-def test_a_source_error_is_told(zturbo, monkeypatch):
+def test_a_source_error_is_told(zturbo, monkeypatch, tmp_path):
     pytest.importorskip("torch")
+    (tmp_path / "models" / "emoji").mkdir(parents=True)
 
     def export_bundle(*_, **__):
         raise SourceError("model", actual="nothing", allowed="something", remedy="Mend it.")
