@@ -18,7 +18,7 @@ from torch import nn
 
 from engine.errors import SourceError
 from export.architectures import ARCHITECTURES, Architecture
-from export.quiet import quiet
+from export.silent import silent
 from export.source import INDEX
 
 PREFIX = "random:"
@@ -52,7 +52,7 @@ def write(folder: Path, name: str, *, seed: int = 0, dtype: torch.dtype = torch.
         )  # fmt: skip
     architecture = ARCHITECTURES[name]
     generator = torch.Generator(device).manual_seed(seed)
-    with quiet():
+    with silent():
         for component in architecture.modules:
             module = filled(architecture, component, dtype, generator)
             module.save_pretrained(folder / component, safe_serialization=True)

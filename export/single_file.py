@@ -14,8 +14,8 @@ import torch
 
 from engine.errors import SourceError, shown
 from export.families import FAMILIES
-from export.quiet import quiet
 from export.safefile import Safefile
+from export.silent import silent
 from export.source import INDEX, read_index
 from export.untrusted import check_size, checked_config, translated
 
@@ -57,7 +57,7 @@ def convert(file: Safefile, config: Path, folder: Path) -> None:
         modules = {part: _class(*value) for part, value in index.items() if _is_module(part, value)}
         for part, module in modules.items():
             check_size(module, plain / part, checked_config(module, plain / part), (file,))
-        with translated(kind, file.path), quiet():
+        with translated(kind, file.path), silent():
             pipeline = _loaded(kind, file, plain)
             for part in modules:
                 _check_filled(file, part, getattr(pipeline, part))

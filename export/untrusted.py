@@ -6,12 +6,14 @@ it is made, on torch's meta device. Code that a config names is refused, never r
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -19,17 +21,21 @@ from torch.nn.modules.module import (
 )
 
 from engine.errors import SourceError, shown
-from export.quiet import quiet
 from export.safefile import Safefile, check_safetensors
+from export.silent import silent
 from export.source import read_json
 
 SPARE_NUMBERS, SPARE_TENSORS = 2**22, 64
 """What a module may have beside its weights: buffers of positions."""
 FOREIGN = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
-    TypeError, ValueError,
+    TypeError, ValueError, StrictDataclassError,
 )  # fmt: skip
 """What the libraries raise on configs and weights that are not what they expect."""
+PLAIN: dict[Any, str] = {
+    int: "number", float: "number", bool: "number", str: "text", list: "list", tuple: "list", ...: "list",
+    type(None): "nothing",
+}  # fmt: skip
 WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
@@ -46,7 +52,7 @@ def open_component(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     config = checked_config(kind, folder)
     variant, files = weights_of(kind, folder)
     check_size(kind, folder, config, files)
-    with translated(kind, folder), quiet():
+    with translated(kind, folder), silent():
         if is_of_transformers(kind):
             named = {"config": text_config(kind, config), "dtype": dtype}
         else:
@@ -67,6 +73,7 @@ def checked_config(kind: Any, folder: Path) -> dict[str, Any]:
     allowed = (None, kind.__name__, *ALSO.get(kind.__name__, ()))
     if named is not None and not (isinstance(named, list) and all(name in allowed for name in named)):
         raise _unusable(kind, path, f"a config of {shown(named)}")
+    _check_kinds(kind, path, config)
     if (folder / "adapter_config.json").exists():
         raise _unusable(kind, folder / "adapter_config.json", "an adapter, which names another model")
     return config
@@ -74,6 +81,42 @@ def checked_config(kind: Any, folder: Path) -> dict[str, Any]:
 
 ALSO = {"CLIPTextModel": ("CLIPModel",), "CLIPTextModelWithProjection": ("CLIPModel", "CLIPTextModel")}
 """Classes whose configs and weights serve as well."""
+
+
+def _check_kinds(kind: Any, path: Path, config: dict[str, Any]) -> None:
+    """Raise SourceError for a value of another kind than a class's argument takes: some would fail only when it runs.
+
+    transformers checks its own configs; but a list of ids, which it takes, no text encoder of ours can use.
+    """
+    if is_of_transformers(kind):
+        wrong = [name for name in TEXT_FIELDS if isinstance(config.get(name), list)]
+    else:
+        hints = get_type_hints(kind.__init__)
+        defaults = {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}
+        wrong = [
+            name for name, hint in hints.items()
+            if name in config and config[name] != defaults.get(name) and (taken := _taken(hint))
+            and not _kinds(config[name]) <= taken
+        ]  # fmt: skip
+    if wrong:
+        raise _unusable(kind, path, f"{wrong[0]} of {shown(config[wrong[0]])}")
+
+
+def _taken(hint: Any) -> set[str]:
+    """The kinds of values that an annotation allows; none where it is not one of the plain ones."""
+    if hint is bool:
+        return {"number", "nothing"}  # SDXL's own config has null for false
+    if hint in PLAIN:
+        return {PLAIN[hint]}
+    inner = [_taken(one) for one in get_args(hint)]
+    return (set().union(*inner) | {PLAIN.get(get_origin(hint), "")} - {""}) if inner and all(inner) else set()
+
+
+def _kinds(value: Any) -> set[str]:
+    """The kinds of a value and of what is in it."""
+    if isinstance(value, list):
+        return {"list"}.union(*map(_kinds, value))
+    return {PLAIN.get(type(value), "object")}
 
 
 def weights_of(kind: Any, folder: Path) -> tuple[str | None, tuple[Safefile, ...]]:
@@ -107,7 +150,7 @@ def check_size(kind: Any, folder: Path, config: dict[str, Any], files: tuple[Saf
     """Raise SourceError where the module that a config describes has more in it than the files that shall fill it."""
     tensors = sum(len(file.tensors) for file in files)
     numbers = sum(file.elements for file in files)
-    with translated(kind, folder), quiet(), torch.device("meta"), bounded(tensors, numbers):
+    with translated(kind, folder), silent(), torch.device("meta"), bounded(tensors, numbers):
         if is_of_transformers(kind):
             kind(text_config(kind, config))
         else:
@@ -146,7 +189,7 @@ def translated(kind: Any, place: Path) -> Iterator[None]:
         yield
     except FOREIGN as error:
         words = " ".join(str(error).split())
-        raise _unusable(kind, place, f"{type(error).__name__}: {words[:400]}") from error
+        raise _unusable(kind, place, f"{type(error).__name__}: {words[:200]}") from error
 
 
 def is_of_transformers(kind: Any) -> bool:

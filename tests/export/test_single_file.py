@@ -1,4 +1,4 @@
-"""A single checkpoint: the same weights to the bit in diffusers layout, kept once, and what is no whole model refused."""
+"""A single checkpoint: the weights to the bit in diffusers layout, kept once; what is no whole model is refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def change(path: Path, **values: object) -> None:
 
 
 def test_without_configs_the_error_says_what_to_pass(checkpoint, tmp_path):
-    with pytest.raises(SourceError, match="--config DIR.*--config ORG/NAME@REVISION"):
+    with pytest.raises(SourceError, match=r"--config DIR.*--config ORG/NAME@REVISION"):
         open_source(str(checkpoint), tmp_path / "out")
 
 
@@ -78,8 +78,16 @@ def test_configs_for_what_has_its_own(tiny_source, configs, tmp_path):
         open_source(str(tiny_source), tmp_path / "out", config=str(configs))
 
 
-@pytest.mark.parametrize("part", ["cond_stage_model.", "first_stage_model.", "model.diffusion_model.out.",
-                                  "model.diffusion_model.output_blocks.1.", "cond_stage_model.transformer.text_model.enc"])  # fmt: skip
+@pytest.mark.parametrize(
+    "part",
+    [
+        "cond_stage_model.",
+        "first_stage_model.",
+        "model.diffusion_model.out.",
+        "model.diffusion_model.output_blocks.1.",
+        "cond_stage_model.transformer.text_model.enc",
+    ],
+)
 def test_a_checkpoint_that_lacks_a_part(checkpoint, configs, tmp_path, part):
     save_file({name: t for name, t in load_file(checkpoint).items() if not name.startswith(part)}, checkpoint)
     with pytest.raises(SourceError):
@@ -129,6 +137,6 @@ def test_a_pickle_is_never_read(configs, tmp_path, name, write):
     disguised = path.with_suffix(".safetensors")
     shutil.copyfile(path, disguised)
     for each in (path, disguised):
-        with pytest.raises(SourceError, match="pickle|zip archive"):
+        with pytest.raises(SourceError, match=r"pickle|zip archive"):
             open_source(str(each), tmp_path / "out", config=str(configs) if each == disguised else None)
     assert not touched.exists()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Within the block diffusers and transformers log errors alone and show no bars, and Python no warnings."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
