@@ -62,8 +62,8 @@ def check_safetensors(path: Path) -> Safefile:
             raise damaged(path, "no regular file")
         with path.open("rb") as file:
             raw = _header(path, file, found.st_size)
-    except OSError as error:
-        raise damaged(path, f"unreadable ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        raise damaged(path, f"unreadable ({getattr(error, 'strerror', None) or error})") from error
     tensors, metadata = _decoded(path, raw)
     _check_layout(path, tensors, found.st_size - 8 - len(raw))
     return Safefile(path, tensors, metadata)
