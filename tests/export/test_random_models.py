@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -33,29 +32,6 @@ def test_the_architecture_is_the_published_one(name):
     counts = {part: random_models.made(architecture, part) for part in architecture.modules}
     assert {part: sum(p.numel() for p in made.parameters()) for part, made in counts.items()} == PARAMETERS[name]
     assert all(p.is_meta for made in counts.values() for p in made.parameters())
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """The same models, of few channels and layers."""
-    for name, one in ARCHITECTURES.items():
-        modules = {part: (kind, {**settings, **FEW[part]}) for part, (kind, settings) in one.modules.items()}
-        if name == "sdxl":
-            modules["unet"][1].update(FEW_XL)
-        monkeypatch.setitem(ARCHITECTURES, name, dataclasses.replace(one, modules=modules))
-
-
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
-FEW = {
-    "unet": {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 1},
-    "vae": {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1},
-    "text_encoder": TEXT,
-    "text_encoder_2": {**TEXT, "projection_dim": 32},
-}
-FEW_XL = {
-    "block_out_channels": (32, 64, 64), "cross_attention_dim": 64, "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 32 + 6 * 8, "transformer_layers_per_block": (1, 2, 2),
-}  # fmt: skip
 
 
 def weights(folder: Path) -> str:

@@ -24,6 +24,21 @@ from tests.single_checkpoint import save_checkpoint  # noqa: E402
 WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 
 
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+def test_the_published_names_of_each_family(small, tmp_path, monkeypatch, name):
+    """From random weights through the names of the published files and back: the same to the bit."""
+    from export import families
+
+    monkeypatch.setitem(families.FAMILIES, "StableDiffusionXLPipeline", "sdxl")
+    source = open_source(f"random:{name}", tmp_path).folder
+    save_checkpoint(source, tmp_path / "x.safetensors", layers=2)
+    made = open_source(str(tmp_path / "x.safetensors"), tmp_path, config=str(source)).folder
+    for file in source.glob("*/*.safetensors"):
+        ours, theirs = load_file(made / file.relative_to(source)), load_file(file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 @pytest.fixture
 def checkpoint(tiny_source, tmp_path) -> Path:
     path = tmp_path / "dream.safetensors"
