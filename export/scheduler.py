@@ -106,12 +106,15 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+
+
 @contextlib.contextmanager
 def refusals(name: str) -> Iterator[None]:
     """What diffusers raises for settings it does not take, as SchedulerUnsupported."""
     try:
         yield
-    except (ValueError, TypeError, NotImplementedError, IndexError, AssertionError, ImportError, KeyError) as error:
+    except (*_REFUSALS, RuntimeError) as error:  # torch's, for values of another shape than it can take
         reason = f"settings that diffusers refuses ({error})"
         raise unsupported(name, reason, "Correct scheduler_config.json.") from error
 
