@@ -37,23 +37,25 @@ FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "re
 
 
 def export_bundle(
-    source: Path, out: Path, *, precisions: Sequence[Precision] = PRECISIONS, schedulers: Sequence[str] | None = None,
-    etas: Sequence[float] = (), cache: Path | None = None, device: str = "cpu", on_progress: Progress | None = None,
-    loras: Sequence[tuple[Path, float]] = (), lora_rank: int = 0,
+    source: Path, out: Path, *, precisions: Sequence[Precision] | None = None, schedulers: Sequence[str] | None = None,
+    etas: Sequence[float] = (), cache: Path | None = None, device: str = "cpu", origin: str = "folder",
+    loras: Sequence[tuple[Path, float]] = (), lora_rank: int = 0, on_progress: Progress | None = None,
 ) -> Bundle:  # fmt: skip
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
-    precisions: the variants to write; fp16 is what TensorRT gets. schedulers: by any of their names, None for all.
-    etas: tables for these too, where a scheduler takes one. cache: a folder for tables that were probed before, None
-    for the platform's. device: where torch runs, `cpu`, `cuda:1`. on_progress(what, done, total). loras: files and
-    weights, to add to the model's. lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none. Raises
+    precisions: the variants to write, None for both, of a large model fp16 alone, which is what TensorRT gets.
+    schedulers: by any of their names, None for all. etas: tables for these too, where a scheduler takes one. cache: a
+    folder for tables that were probed before, None for the platform's. device: where torch runs, `cpu`, `cuda:1`.
+    origin: where the source came from, as bundle.json keeps it. loras: files and weights, to add to the model's.
+    lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none. on_progress(what, done, total). Raises
     SourceError, LoraInvalid, SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` stays.
     """
-    _check_precisions(precisions)
+    _check_precisions(PRECISIONS if precisions is None else precisions)
     check_device(device)
     _check_apart(source, out)
     files = tuple(FusedLoraFile(path, weight) for path, weight in loras)
     model = open_model(source, ModelOptions(loras=files, lora_rank=lora_rank))
+    precisions = default_precisions(model) if precisions is None else precisions
     steps = Steps(3 + len(precisions) * (len(model.graphs) + 1), on_progress)
     with placed_folder(out) as folder:
         steps("tokenizer")
@@ -67,7 +69,7 @@ def export_bundle(
         variants = write_variants(model, exact, precisions, folder, recorded, steps, device)
         bundle = Bundle(
             version=VERSION, sha256="", name=out.name, family=model.family,
-            source=Source(path=_relative(source, out), sha256=source_sha256(source, model.components)),
+            source=source_entry(model, out, origin),
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
             guidance=model.guidance, guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
             max_clip_skip=model.max_clip_skip, lora_inputs=model.lora_inputs,
@@ -76,6 +78,17 @@ def export_bundle(
             variants={p: variant.graphs for p, variant in variants.items()},
         )  # fmt: skip
         return write_bundle(bundle, folder, out)
+
+
+def source_entry(model: Model, out: Path, origin: str) -> Source:
+    """What bundle.json says of the source."""
+    sha256 = source_sha256(model.source, model.components)
+    return Source(path=_relative(model.source, out), sha256=sha256, origin=origin)
+
+
+def default_precisions(model: Model) -> tuple[Precision, ...]:
+    """What is written where nothing was asked for: graphs in fp32 of a large model take four bytes a weight more."""
+    return ("fp16",) if model.large else PRECISIONS
 
 
 def write_variants(

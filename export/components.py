@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
 
 from engine.errors import SourceError
 from export.source import read_json
+from export.untrusted import open_component, weights_of
 
 RESAVE = "Save the pipeline again with diffusers' save_pretrained()."
 LARGE = 10**9
@@ -30,19 +29,13 @@ Fuse = Callable[[nn.Module, str], None]
 def load(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = None) -> Any:
     """One component in eval mode, from safetensors on this disk only.
 
-    Raises SourceError, or LoraInvalid where fuse does.
+    Raises SourceError, as `open_component` does, or LoraInvalid where fuse does.
     """
-    if fuse is not None:
-        module = load(kind, folder, torch.float32)
-        fuse(module, folder.name)
-        return nn.Module.to(module, dtype)  # diffusers' own warns of modules to keep in float32, and names none
-    try:
-        named = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": dtype}
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **named).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise SourceError(
-            str(folder), actual=f"{type(error).__name__}: {error}", allowed=f"a saved {kind.__name__}", remedy=RESAVE
-        ) from error  # fmt: skip
+    if fuse is None:
+        return open_component(kind, folder, dtype)
+    module = open_component(kind, folder, torch.float32)
+    fuse(module, folder.name)
+    return nn.Module.to(module, dtype)  # diffusers' own warns of modules to keep in float32, and names none
 
 
 def load_text(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = None) -> Any:
@@ -52,24 +45,9 @@ def load_text(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = N
     return encoder
 
 
-def parameters(folder: Path) -> int:
+def parameters(kind: Any, folder: Path) -> int:
     """How many weights the safetensors files of a component hold. Raises SourceError."""
-    count = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "numpy") as file:
-                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError) as error:
-            raise SourceError(str(path), actual=str(error), allowed="safetensors", remedy=RESAVE) from error
-        count += sum(_product(shape) for shape in shapes)
-    return count
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    return sum(file.elements for file in weights_of(kind, folder)[1])
 
 
 def read_vae(source: Path) -> dict[str, Any]:

@@ -91,8 +91,8 @@ def model_of(told: Description, options: ModelOptions) -> Model:
         defaults=read_defaults(source, defaults), scheduler_config=scheduler,
         guidance="classifier_free" if guided is None else "embedded", guidance_offset=0.0,
         max_tokens=told.text["max_position_embeddings"], max_chunks=MAX_CHUNKS, max_clip_skip=told.max_clip_skip,
-        vocabulary=told.text["vocab_size"], large=parameters(source / "unet") >= LARGE, loras=loras, lora_inputs=inputs,
-        graphs=tuple(signatures(widths)),
+        vocabulary=told.text["vocab_size"], large=parameters(UNet2DConditionModel, source / "unet") >= LARGE,
+        loras=loras, lora_inputs=inputs, graphs=tuple(signatures(widths)),
         specs=lambda precision: graphs(told, precision, latents, widths, fuser(loras, unet)),
     )  # fmt: skip
 

@@ -210,14 +210,13 @@ def shards(folder: Path, rng: random.Random) -> None:
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
 
-TARGETS = (
-    "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors", "unet/config.json", "text_encoder/config.json", "vae/config.json",
-    "model_index.json", "scheduler/scheduler_config.json",
-)  # fmt: skip
-
-
 CHECKPOINT = "model.safetensors"
+
+
+def targets(good: Path) -> list[str]:
+    """The files of a model that are changed: weights, configs and the index."""
+    found = [*good.glob("*/*.safetensors"), *good.glob("*/config.json"), *good.glob("*/scheduler_config.json")]
+    return sorted(path.relative_to(good).as_posix() for path in (*found, good / "model_index.json"))
 
 
 def mutant(good: Path, folder: Path, rng: random.Random) -> tuple[str, str]:
@@ -228,11 +227,11 @@ def mutant(good: Path, folder: Path, rng: random.Random) -> tuple[str, str]:
     if rng.random() < 1 / 6:
         folder.mkdir(parents=True)
         kind = rng.choice(WEIGHT_KINDS)
-        (folder / CHECKPOINT).write_bytes(kind((good.parent / CHECKPOINT).read_bytes(), rng))
+        (folder / CHECKPOINT).write_bytes(kind(good.with_suffix(".safetensors").read_bytes(), rng))
         return CHECKPOINT, kind.__name__
     shutil.copytree(good, folder, copy_function=os.link)
     (folder / "evil.py").write_text("import os; os.mkdir('touched')\n")
-    target = rng.choice(TARGETS)
+    target = rng.choice(targets(good))
     if target.startswith("unet/diff") and rng.random() < 0.1:
         shards(folder / "unet", rng)
         return target, "shards"
@@ -247,15 +246,15 @@ def opened(good: Path, folder: Path, target: str) -> None:
     """Open the model and the component that the target belongs to."""
     import torch
 
+    from export.components import load
     from export.families import open_model
     from export.origin import open_source
-    from export.untrusted import open_component as load
 
     if target == CHECKPOINT:
         folder = open_source(str(folder / CHECKPOINT), folder, config=str(good)).folder
     open_model(folder)
     part = target.split("/", maxsplit=1)[0]
-    for name in KINDS if target == CHECKPOINT else KINDS.keys() & {part}:
+    for name in [name for name in KINDS if (folder / name).is_dir()] if target == CHECKPOINT else KINDS.keys() & {part}:
         module = load(KINDS[name](), folder / name, torch.float16)
         assert all(not weight.is_meta for weight in module.parameters())
 
@@ -278,24 +277,33 @@ def _text() -> Any:
     return CLIPTextModel
 
 
-KINDS: dict[str, Callable[[], Any]] = {"unet": _unet, "vae": _vae, "text_encoder": _text}
+def _second() -> Any:
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection
+
+
+KINDS: dict[str, Callable[[], Any]] = {"unet": _unet, "vae": _vae, "text_encoder": _text, "text_encoder_2": _second}
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.exec", "socket.connect",
              "pickle.find_class", "ctypes.dlopen")  # fmt: skip
 
 
-def main(source: Path, place: Path, seed: int, count: int) -> None:
-    """Open mutants one after the other; one JSON line each, and one with the peaks."""
+def main(sources: list[Path], place: Path, seed: int, count: int) -> None:
+    """Open mutants of the sources in turn; one JSON line each, and one with the peaks."""
     from engine.errors import ZturboError
     from tests.single_checkpoint import save_checkpoint
 
-    good, place = shutil.copytree(source, place / "good"), place / "mutants"
-    save_checkpoint(good, good.parent / CHECKPOINT)
-    opened(good, good.parent, CHECKPOINT)
+    goods = [Path(shutil.copytree(source, place / f"good{k}")) for k, source in enumerate(sources)]
+    for good in goods:
+        save_checkpoint(good, good.with_suffix(".safetensors"))
+        shutil.copyfile(good.with_suffix(".safetensors"), place / CHECKPOINT)
+        opened(good, place, CHECKPOINT)
+    place = place / "mutants"
     events: list[str] = []
     sys.addaudithook(lambda event, _arguments: events.append(event) if event in FORBIDDEN else None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for at in range(count):
-        rng = random.Random(f"{seed} {at}")
+        rng, good = random.Random(f"{seed} {at}"), goods[at % len(goods)]
         folder = place / str(at)
         target, kind = mutant(good, folder, rng)
         begun = time.perf_counter()
@@ -314,4 +322,4 @@ def main(source: Path, place: Path, seed: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), int(sys.argv[3]), int(sys.argv[4]))
+    main([Path(name).resolve() for name in sys.argv[4:]], Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

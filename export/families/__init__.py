@@ -43,6 +43,7 @@ class ModelOptions:
 
 
 PLAIN = ModelOptions()
+MOST_PX = 2**14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,7 @@ def open_model(source: Path, options: ModelOptions = PLAIN) -> Model:
     family = importlib.import_module(f"export.families.{family_of(source)}")
     try:
         model: Model = family.open_model(source, options)
+        _check_sane(model)
     except ZturboError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -93,6 +95,23 @@ def open_model(source: Path, options: ModelOptions = PLAIN) -> Model:
             remedy="Save the pipeline again with diffusers' save_pretrained().",
         ) from error  # fmt: skip
     return model
+
+
+def _check_sane(model: Model) -> None:
+    """Raise SourceError for sizes that no model has and that nothing else would stop before memory is taken."""
+    limits = model.limits
+    facts = {
+        "pixels of a latent": (model.latents.factor, 1, 64), "largest side": (limits.max_px, limits.min_px, MOST_PX),
+        "smallest side": (limits.min_px, model.latents.factor, MOST_PX), "clip skip": (model.max_clip_skip, 0, 128),
+        "tokens": (model.max_tokens, 3, 4096), "vocabulary": (model.vocabulary, 3, 2**20),
+        "channels": (model.latents.channels, 1, 1024),
+    }  # fmt: skip
+    for name, (value, least, most) in facts.items():
+        if not least <= value <= most:
+            raise SourceError(
+                str(model.source), actual=f"configs that make {name} {value}", allowed=f"{least} to {most}",
+                remedy="Save the pipeline again with diffusers' save_pretrained().",
+            )  # fmt: skip
 
 
 def family_of(source: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from engine.errors import ExportMismatch, OptionInvalid, OutputError, SchedulerU
 from engine.tablefile import TableFile
 from engine.wiring import host_wires
 from export import bundle as export_module
-from export.bundle import export_bundle
+from export.bundle import default_precisions, export_bundle, source_entry
 from export.families import open_model
 from export.place import placed_folder
 from export.scheduler import make_scheduler
@@ -308,3 +309,28 @@ def test_a_device_that_torch_cannot_use_is_refused_before_anything_is_written(
         with pytest.raises(OptionInvalid, match=f"device: got '{device}'; allowed: cpu"):
             export_bundle(tiny_source, tmp_path / "out", device=device)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_where_nothing_was_asked_for_and_where_it_came_from(tiny_source, tmp_path):
+    model = open_model(tiny_source)
+    assert (model.large, default_precisions(model)) == (False, ("fp32", "fp16"))
+    assert default_precisions(replace(model, large=True)) == ("fp16",)
+    source = source_entry(model, tmp_path / "out", "random:sdxl seed:0")
+    assert (tmp_path / "out" / source.path).resolve() == tiny_source.resolve()
+    assert source.origin == "random:sdxl seed:0"
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("unet", {"sample_size": 0}), ("unet", {"sample_size": -8}), ("unet", {"sample_size": 10**6}),
+        ("text_encoder", {"num_hidden_layers": 0}), ("text_encoder", {"max_position_embeddings": 1}),
+        ("text_encoder", {"vocab_size": "516"}), ("vae", {"block_out_channels": [32] * 8}),
+    ],
+)  # fmt: skip
+def test_configs_of_sizes_that_no_model_has(tiny_source, tmp_path, file, values):
+    folder = shutil.copytree(tiny_source, tmp_path / "model")
+    path = folder / file / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(SourceError):
+        open_model(folder)

@@ -1,4 +1,4 @@
-"""600 model folders that are not what they must be: each is refused with a typed error or opened, and nothing else.
+"""600 models of two families that are not what they must be: each is refused with a typed error or opened.
 
 The mutants are opened in a process of their own, so that its peak of memory is theirs. The kinds of mutants of LoRA
 files are with the LoRA reader's tests.
@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.tiny_families import save_sdxl
+
 COUNT = 600
 MOST_MIB = 400
 """Of resident memory that all mutants together may add. Measured: 50 to 60, after one good model was opened. The
@@ -30,10 +32,11 @@ def told(root, tiny_source, tmp_path_factory):
     """What the process tells: rows of number, file, kind, end, message and seconds; and the peaks."""
     place = tmp_path_factory.mktemp("hostile")
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.hostile", str(tiny_source), str(place), "0"]
+    save_sdxl(place / "sdxl")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.hostile", str(place), "0", str(COUNT)]
     done = subprocess.run(
-        [*command, str(COUNT)], cwd=place, env={**os.environ, **quiet}, capture_output=True, text=True, check=False,
-        timeout=300,
+        [*command, tiny_source, place / "sdxl"], cwd=place, env={**os.environ, **quiet}, capture_output=True, text=True,
+        check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert not done.stderr

@@ -127,3 +127,10 @@ def test_what_is_there_stays(tmp_path: Path, capsys):
     assert random_sd15.main([str(tmp_path)]) == 2
     assert "OutputError" in capsys.readouterr().err
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_each_is_a_model_of_its_family(small, tmp_path: Path):
+    from export.families import open_model
+
+    families = {"sd15": "sd", "sd21": "sd", "lcm": "lcm", "sdxl": "sdxl"}
+    assert {name: open_model(open_source(f"random:{name}", tmp_path).folder).family for name in families} == families

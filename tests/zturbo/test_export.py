@@ -20,8 +20,8 @@ def fake_export(monkeypatch, small_bundle, tmp_path):
     (tmp_path / "models" / "emoji").mkdir(parents=True)
     calls = []
 
-    def export_bundle(source, out, *, precisions, schedulers, etas, device, on_progress, loras, lora_rank):
-        calls.append((str(source), str(out), precisions, schedulers, etas, device, loras, lora_rank))
+    def export_bundle(source, out, *, precisions, schedulers, etas, device, origin, on_progress, loras, lora_rank):
+        calls.append((str(source), str(out), precisions, schedulers, etas, device, origin, loras, lora_rank))
         on_progress("solver tables", 1, 2)
         return load_bundle(small_bundle)
 
@@ -35,7 +35,7 @@ def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export)
            "--schedulers", "euler dpmpp_2m", "--eta", "0.3", "--eta", "0.5",
            "--lora", "a.safetensors", "--lora", "b.safetensors:-0.5", "--lora-rank", "16")  # fmt: skip
     assert fake_export == [
-        ("models/emoji", "trt_models/emoji", ("fp32", "fp16"), None, (), "cpu", [], 0),
+        ("models/emoji", "trt_models/emoji", None, None, (), "cpu", "folder", [], 0),
         (
             "models/emoji",
             "here",
@@ -43,6 +43,7 @@ def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export)
             ("euler", "dpmpp_2m"),
             (0.3, 0.5),
             "cuda:1",
+            "folder",
             [(Path("a.safetensors"), 1.0), (Path("b.safetensors"), -0.5)],
             16,
         ),
@@ -55,7 +56,7 @@ def test_export_makes_a_folder_of_random_weights_and_names_the_bundle_after_them
     zturbo("export", "random:sdxl@2", "--precision", "fp16")
     assert made == [("sdxl", {"seed": 2, "device": "cpu"})]
     folder = "trt_models/.sources/random-sdxl-2"
-    assert fake_export == [(folder, "trt_models/random-sdxl-2", ("fp16",), None, (), "cpu")]
+    assert fake_export == [(folder, "trt_models/random-sdxl-2", ("fp16",), None, (), "cpu", "random:sdxl seed:2")]
 
 
 @pytest.mark.parametrize(

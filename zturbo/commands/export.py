@@ -18,17 +18,18 @@ from zturbo.places import BUNDLES, check_writable
 
 Precisions = Literal["both", "fp32", "fp16"]
 SOURCE = "A diffusers folder, a .safetensors checkpoint, a hub's ORG/NAME@REVISION, or random:sd15, sd21, sdxl, lcm."
-BOTH: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: dict[Precisions | None, tuple[Precision, ...] | None] = {
+    None: None, "both": ("fp32", "fp16"), "fp32": ("fp32",), "fp16": ("fp16",),
+}  # fmt: skip
 
 
 def run(
-    source: Annotated[
-        str,
-        typer.Argument(help="A diffusers folder, a .safetensors checkpoint, a hub's org/name@revision, random:sdxl."),
-    ],
+    source: Annotated[str, typer.Argument(help=SOURCE)],
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; default: trt_models/<name>.")] = None,
     config: Annotated[str | None, typer.Option(help="A checkpoint's configs: a diffusers folder or hub id.")] = None,
-    precision: Annotated[Precisions, typer.Option(help="fp16 is what TensorRT gets.")] = "both",
+    precision: Annotated[
+        Precisions | None, typer.Option(help="fp16 is what TensorRT gets; default: both, of a large model fp16.")
+    ] = None,
     schedulers: Annotated[str | None, typer.Option(help="By any name, 'euler, DPM++ 2M Karras'; default: all.")] = None,
     eta: Annotated[list[float] | None, typer.Option(help="Tables for this eta too; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
@@ -42,9 +43,8 @@ def run(
     folder = BUNDLES / bundle_name(source) if out is None else out
     begun = time.perf_counter()
     names = None if schedulers is None else names_of(schedulers)
-    precisions = BOTH if precision == "both" else (precision,)
     bundle = export_model(
-        source, folder, precisions, device, config=config, schedulers=names, etas=tuple(eta or ()),
+        source, folder, PRECISIONS[precision], device, config=config, schedulers=names, etas=tuple(eta or ()),
         loras=read_loras(lora), lora_rank=lora_rank,
     )  # fmt: skip
     seconds = time.perf_counter() - begun
@@ -65,7 +65,7 @@ def names_of(text: str) -> tuple[str, ...]:
 def export_model(
     source: str,
     folder: Path,
-    precisions: tuple[Precision, ...] = BOTH,
+    precisions: tuple[Precision, ...] | None = None,
     device: str = "cpu",
     *,
     config: str | None = None,
@@ -84,5 +84,5 @@ def export_model(
     with progress() as advance:
         return export_bundle(
             origin.folder, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device,
-            on_progress=advance, loras=loras, lora_rank=lora_rank,
+            origin=origin.text, on_progress=advance, loras=loras, lora_rank=lora_rank,
         )  # fmt: skip
