@@ -32,7 +32,8 @@ IMAGE = "image"
 LORA = "lora"
 """The host's wire of low-rank weights, of a bundle that was exported to take them: (rows, rank, size)."""
 PREVIEW = "preview"
-"""The wire that the host reads between steps: uint8, (samples, height / factor, width / factor, 3)."""
+"""The wire that the host reads between steps: uint8, (samples, height / factor, width / factor, 3); of a model with a
+small decoder of its own (samples, height, width, 3)."""
 
 
 def host_wires(channels: int, factor: int, table_rows: int, columns: int) -> dict[str, Wire]:

@@ -23,6 +23,7 @@ from export import reference
 from export.device import check_device
 from export.families import FusedLoraFile, Model, ModelOptions, open_model
 from export.graph import GraphSpec, run_module
+from export.largest import Ranges
 from export.loop import record_loop
 from export.place import placed_folder
 from export.solver import COLUMNS
@@ -136,11 +137,12 @@ def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:
 
     specs: those of fp32.
     """
-    cases: Cases = {}
+    cases, ranges = Cases(), Ranges()
     for spec in specs:
         for seed, (case, sizes) in enumerate(reference.cases(model).items()):
             inputs = reference.seeded_inputs(spec.inputs, sizes, seed, model.vocabulary)
-            cases.setdefault(spec.name, {})[case] = (inputs, run_module(spec, inputs))
+            with ranges.watch(spec):
+                cases.setdefault(spec.name, {})[case] = (inputs, run_module(spec, inputs))
     file = TableFile((folder / FILES["tables"]).read_bytes())
     loop = record_loop(model, specs, file.table(model.defaults.scheduler, len(COLUMNS)), runs(specs))
     arrays = {
@@ -151,7 +153,7 @@ def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:
     }
     arrays |= {f"loop/{name}": array for name, array in loop.arrays().items()}
     np.savez_compressed(folder / FILES["reference"], **arrays)  # type: ignore[arg-type]
-    return Recorded(cases, loop)
+    return Recorded(cases, loop, ranges)
 
 
 def reference_entry(model: Model, recorded: Recorded, variants: Mapping[Precision, Variant]) -> Reference:
@@ -161,7 +163,8 @@ def reference_entry(model: Model, recorded: Recorded, variants: Mapping[Precisio
         ReferenceCase(name=case, dims=dims, fp16_error=errors.cases.get(case, {}))
         for case, dims in reference.cases(model).items()
     )
-    return Reference(file=FILES["reference"], cases=cases, loop=recorded.loop.case(errors.loop))
+    loop, largest = recorded.loop.case(errors.loop), recorded.ranges.values()
+    return Reference(file=FILES["reference"], cases=cases, loop=loop, largest=largest)
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from engine.errors import SourceError
 from export.source import read_json
 from export.untrusted import open_component, weights_of
+from export.vae_fold import make_fp16_safe
 
 RESAVE = "Save the pipeline again with diffusers' save_pretrained()."
 LARGE = 10**9
 """Parameters of a denoiser from which on a model is large: its fp32 graphs are written on request only."""
 DECODERS = ("AutoencoderKL",)
-
-
 Fuse = Callable[[nn.Module, str], None]
 """Adds LoRAs to the float32 weights of a component, which is named by its folder."""
 
@@ -43,6 +43,16 @@ def load_text(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = N
     encoder = load(kind, folder, dtype, fuse)
     encoder.set_attn_implementation("eager")
     return encoder
+
+
+def load_vae(source: Path, dtype: torch.dtype) -> Any:
+    """The VAE, so that fp16 holds what it computes; in fp32 the outputs are those of the weights as they lie there.
+
+    Raises SourceError.
+    """
+    vae = load(AutoencoderKL, source / "vae", dtype)
+    make_fp16_safe(vae)
+    return vae
 
 
 def parameters(kind: Any, folder: Path) -> int:

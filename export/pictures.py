@@ -64,6 +64,22 @@ class Preview(nn.Module):
         return torch.round(torch.clamp(pixels, 0, 255)).to(torch.uint8)
 
 
+class TinyPreview(nn.Module):
+    """latents (samples, C, H/8, W/8) float32 → preview (samples, H, W, 3) uint8, by a small decoder as TAESD.
+
+    It reads latents as the loop has them: its own scaling_factor is 1.
+    """
+
+    def __init__(self, vae: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.decoder, self.scale, self.dtype = vae.decoder, float(vae.config.scaling_factor), dtype
+
+    def forward(self, latents: Tensor) -> Tensor:
+        pixels = self.decoder((latents / self.scale).to(self.dtype)).float()
+        scaled = torch.clamp(pixels / 2 + 0.5, 0, 1) * 255
+        return torch.round(scaled).permute(0, 2, 3, 1).to(torch.uint8)
+
+
 def fit_preview(vae: Any) -> Float32Array:
     """(C + 1, 3): the linear map from latents to pixels of 0 to 255 that comes closest to what the decoder makes.
 

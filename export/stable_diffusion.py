@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
 from engine.binding import Precision
 from engine.errors import SchedulerUnsupported, SourceError
 from engine.schema import Defaults, Latents, Limits
-from export.components import LARGE, Fuse, check_channels, load, parameters, read_vae
+from export.components import LARGE, Fuse, check_channels, load, load_vae, parameters, read_vae
 from export.families import Model, ModelOptions
 from export.graph import GraphSpec
 from export.lora import fuser, read_loras
 from export.lora_inputs import check_rank, lora_inputs, take_loras
-from export.pictures import Encoder, Preview, fit_preview
+from export.pictures import Encoder, Preview, TinyPreview, fit_preview
 from export.solver import check_scheduler, own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
+from export.tiny_vae import tiny_folder
 from export.unet import Decoder, Denoiser, GuidanceEmbedding
 from export.wires import TORCH, Widths, Wires, signatures
 
@@ -42,7 +43,7 @@ class Description:
     """What a family says of a model, beside its configs.
 
     text: the config of the encoder that bounds prompts; tokenizers, components: folders. steps, guidance_scale: the
-    defaults of a model that is not distilled. conditioning: makes the module of the text encoders in a torch type, with
+    defaults where it is not distilled. conditioning: makes the module of the text encoders in a torch type, with
     LoRAs added where there are some.
     """
 
@@ -78,15 +79,19 @@ def model_of(told: Description, options: ModelOptions) -> Model:
     check_rank(options.lora_rank)
     loras = read_loras(options.loras, told.components, unet)
     inputs = lora_inputs(unet, options.lora_rank) if options.lora_rank else None
-    widths = Widths(hidden=unet["cross_attention_dim"], pooled=told.pooled, guidance=guided or 0, loras=inputs)
     latents = Latents(channels=unet["in_channels"], factor=factor)
-    few = steps_of_distilled(scheduler)
+    tiny = tiny_folder(source, latents)
+    widths = Widths(
+        hidden=unet["cross_attention_dim"], pooled=told.pooled, guidance=guided or 0, loras=inputs, tiny=tiny
+    )  # fmt: skip
+    steps, guidance_scale = sampling(told, guided is not None, scheduler)
     defaults = Defaults(
-        height=side, width=side, num_inference_steps=few or told.steps,
-        guidance_scale=0.0 if few else told.guidance_scale, scheduler=default_scheduler(scheduler),
+        height=side, width=side, num_inference_steps=steps,
+        guidance_scale=guidance_scale, scheduler=default_scheduler(scheduler),
     )  # fmt: skip
     return Model(
-        family=told.family, source=source, components=told.components, tokenizers=told.tokenizers, latents=latents,
+        family=told.family, source=source, components=(*told.components, *([] if tiny is None else [tiny])),
+        tokenizers=told.tokenizers, latents=latents,
         limits=Limits(min_px=min(128, side), max_px=2 * side, multiple_px=factor),
         defaults=read_defaults(source, defaults), scheduler_config=scheduler,
         guidance="classifier_free" if guided is None else "embedded", guidance_offset=0.0,
@@ -102,7 +107,7 @@ def graphs(
 ) -> tuple[GraphSpec, ...]:
     """The graphs of one precision, in the order they run in."""
     dtype, source = TORCH[precision], told.source
-    vae = load(AutoencoderKL, source / "vae", dtype)
+    vae = load_vae(source, dtype)
     unet = load(UNet2DConditionModel, source / "unet", dtype, fuse)
     wire = None if widths.loras is None else take_loras(unet, widths.loras)
     modules: dict[str, nn.Module] = {
@@ -112,21 +117,32 @@ def graphs(
         "denoiser": Denoiser(unet, widths.added, wire),
         "solver": Solver(dtype),
         "decoder": Decoder(vae, dtype),
-        "preview": Preview(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32))),
+        "preview": preview(source, widths.tiny, dtype),
     }
     if widths.guidance:
         modules["guidance"] = GuidanceEmbedding(widths.guidance)
     return Wires(precision, latents, widths).specs(modules)
 
 
-def steps_of_distilled(scheduler: dict[str, Any]) -> int | None:
-    """How many steps a Turbo or Lightning model takes by default, unguided; None of any other.
+def preview(source: Path, tiny: str | None, dtype: torch.dtype) -> nn.Module:
+    """The small decoder that the source brings, else the linear map that is fitted to the VAE."""
+    if tiny is not None:
+        return TinyPreview(load(AutoencoderTiny, source / tiny, dtype), dtype)
+    return Preview(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32)))
 
-    No config names them. Both come with an Euler scheduler of trailing timesteps, which those that need guidance have
-    together with v-prediction only; generation_config.json overrides it.
+
+def sampling(told: Description, embedded: bool, scheduler: dict[str, Any]) -> tuple[int, float]:
+    """Steps and guidance scale by default: of a model that is distilled 4, and 8.5 where it reads the guidance, else 0.
+
+    No config names a Turbo or a Lightning. Both come with an Euler scheduler of trailing timesteps, which those that
+    need guidance have together with v-prediction only; generation_config.json overrides it. 4 and 8.5 are the defaults
+    of diffusers' LatentConsistencyModelPipeline.
     """
+    if embedded:
+        return 4, 8.5
     trailing = scheduler.get("timestep_spacing") == "trailing" and scheduler.get("_class_name") in EULER
-    return 4 if trailing and scheduler.get("prediction_type", "epsilon") == "epsilon" else None
+    distilled = trailing and scheduler.get("prediction_type", "epsilon") == "epsilon"
+    return (4, 0.0) if distilled else (told.steps, told.guidance_scale)
 
 
 def default_scheduler(config: dict[str, Any]) -> str:

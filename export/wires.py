@@ -33,13 +33,15 @@ Signature = tuple[Any, tuple[str, ...], tuple[str, ...]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
     """Features of what the denoiser reads: of the prompt's states, of the pooled prompt and of the guidance's
-    embedding, 0 where it reads none; loras: the low-rank inputs, or None.
+    embedding, 0 where it reads none; loras: the low-rank inputs, or None. tiny: the folder of the preview's own
+    decoder, or None.
     """
 
     hidden: int
     pooled: int = 0
     guidance: int = 0
     loras: LoraInputs | None = None
+    tiny: str | None = None
 
     @property
     def added(self) -> tuple[str, ...]:
@@ -55,6 +57,7 @@ class Wires:
         self._precision, self._widths = precision, widths
         model, channels, factor = NUMPY[precision], latents.channels, latents.factor
         latent: tuple[Axis, ...] = (channels, f"height/{factor}", f"width/{factor}")
+        size: tuple[Axis, ...] = latent[1:] if widths.tiny is None else ("height", "width")
         entries: dict[str, tuple[DType, tuple[Axis, ...], Lifetime]] = {
             "encoder_hidden_states": (model, ("rows", "tokens", widths.hidden), "per_row"),
             POOLED: (model, ("rows", widths.pooled), "per_row"),
@@ -67,7 +70,7 @@ class Wires:
             "noise_pred": (model, ("rows", *latent), "transient"),
             "images": ("uint8", ("samples", "height", "width", 3), "transient"),
             "image_latents": ("float32", ("samples", *latent), "per_sample"),
-            "preview": ("uint8", ("samples", *latent[1:], 3), "transient"),
+            "preview": ("uint8", ("samples", *size, 3), "transient"),
         }
         for name in ("latents", "history", "row"):
             entries[f"next_{name}"] = entries[name]
@@ -87,7 +90,8 @@ class Wires:
     def spec(self, name: str, module: nn.Module) -> GraphSpec:
         """One graph with these bindings; those of EXACT compute in fp32 at every precision."""
         stage, inputs, outputs = signatures(self._widths)[name]
-        own: Precision = "fp32" if name in EXACT else self._precision
+        exact = name in EXACT and not (name == "preview" and self._widths.tiny)
+        own: Precision = "fp32" if exact else self._precision
         carried = {n.removeprefix("next_"): n for n in outputs if n.startswith("next_")}
         pick = self.bindings.__getitem__
         return GraphSpec(

@@ -39,8 +39,9 @@ class Step:
     def preview(self) -> Array:
         """(samples, H/8, W/8, 3) uint8: a rough small picture of the latents after this step; waits for the device.
 
-        Noise and all, by one linear map. May be asked when latents() may. Raises OptionInvalid, also where the bundle
-        has no such graph, or PlanError where TensorRT has no plan of it.
+        Noise and all, by one linear map; where the model brought a small decoder by that, (samples, H, W, 3). May be
+        asked when latents() may. Raises OptionInvalid, also where the bundle has no such graph, or PlanError where
+        TensorRT has no plan of it.
         """
         self._check(PREVIEW)
         if not self._wiring.has(PREVIEW):

@@ -14,10 +14,7 @@ from export.stable_diffusion import model_of, read_unet
 
 
 def open_model(source: Path, options: ModelOptions) -> Model:
-    """Read the configs of a folder. Raises SourceError where the UNet has no such embedding, else as `model_of` does.
-
-    Defaults: 4 steps, and a guidance scale of 8.5, as diffusers' LatentConsistencyModelPipeline.
-    """
+    """Read the configs of a folder. Raises SourceError where the UNet reads no guidance, else as `model_of` does."""
     width = read_unet(source).get("time_cond_proj_dim")
     if not isinstance(width, int) or isinstance(width, bool) or width < 4:
         raise SourceError(
