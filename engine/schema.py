@@ -127,7 +127,8 @@ class Reference(Struct, frozen=True):
     """Seeded inputs and fp32 torch outputs of every graph, and of a short loop, for the parity gate.
 
     A hoisted prologue has no arrays of its own: those of the graph it was cut from are the whole's. largest: the
-    largest magnitude of any intermediate of each graph, computed in fp32; fp16 ends at 65504.
+    largest magnitude of any intermediate of each graph that the fp16 variant computes in fp16, found in fp32; fp16
+    ends at 65504.
     """
 
     file: str

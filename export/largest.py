@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ COMFORT = 3e4
 """What a recorded run may hold without a word: another prompt, picture or size may need twice of it."""
 MASKED = -1e37
 """What is lower stands for −∞ in an attention mask, and is fp16's own lowest number in fp16."""
+VAE_REMEDY = ", or set force_upcast to true in vae/config.json, which folds the VAE so that fp16 holds it"
 BLOCK = 1 << 24
 """Scores of an attention that are computed at a time."""
 
@@ -54,9 +55,9 @@ class Ranges:
             yield
         self.found[spec.name] = seen.extreme
 
-    def values(self) -> dict[str, float]:
-        """The magnitudes alone, as bundle.json has them: to three digits."""
-        return {name: float(f"{extreme.value:.3g}") for name, extreme in self.found.items()}
+    def values(self, exact: Collection[str] = ()) -> dict[str, float]:
+        """The magnitudes as bundle.json has them, to three digits; exact: graphs that compute in fp32 at any rate."""
+        return {name: float(f"{one.value:.3g}") for name, one in self.found.items() if name not in exact}
 
 
 def check_range(found: Mapping[str, Extreme], specs: Iterable[GraphSpec]) -> None:
@@ -73,7 +74,7 @@ def check_range(found: Mapping[str, Extreme], specs: Iterable[GraphSpec]) -> Non
             raise ExportMismatch(
                 f"{spec.name}.onnx (fp16), {place}", actual=f"a value of {extreme.value:.3g} in the fp32 run",
                 allowed=f"at most {GREATEST:g}, the greatest number of fp16",
-                remedy="Export this model with --precision fp32; nothing was written.",
+                remedy=f"Export this model with --precision fp32{VAE_REMEDY if 'vae.' in place else ''}.",
             )  # fmt: skip
         if extreme.value > COMFORT:
             _LOGGER.warning(
@@ -100,7 +101,7 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         known = {arg.data_ptr() for arg in args if isinstance(arg, Tensor)}
         for one in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(one, Tensor) and one.is_floating_point() and one.numel() and one.data_ptr() not in known:
+            if isinstance(one, Tensor) and has_values(one) and one.data_ptr() not in known:
                 self._count(magnitude(one))
         return result
 
@@ -123,6 +124,11 @@ class _Watch(TorchFunctionMode):
         for row, column in zip(rows, columns, strict=True):
             for part in row.split(block):
                 self._count(factor * magnitude(part @ column))
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are numbers to look at; a module that is loaded within a run is made without any at first."""
+    return tensor.is_floating_point() and not tensor.is_meta and tensor.numel() > 0
 
 
 def magnitude(tensor: Tensor) -> float:

@@ -93,6 +93,27 @@ def lora_bundle(tiny_source: Path) -> Path:
     return exported(tiny_source, "tiny-loras", ("dpmpp_2m", "euler"), lora_rank=8)
 
 
+@pytest.fixture(scope="session")
+def drawn_source() -> Path:
+    """`tiny_source` with a small decoder of its own for previews, in fp32 and fp16 alike."""
+    folder = CACHE / "models" / "drawn"
+    makers = [ROOT / "tests" / f"tiny_{name}.py" for name in ("model", "vae")]
+    if not is_newer(folder / "taesd" / "config.json", makers):
+        pytest.importorskip("torch")
+        from tests.tiny_model import save_tiny_model
+        from tests.tiny_vae import save_tiny_vae
+
+        save_tiny_model(folder)
+        save_tiny_vae(folder / "taesd")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_bundle(drawn_source: Path) -> Path:
+    """The bundle of `drawn_source`."""
+    return exported(drawn_source, schedulers=("dpmpp_2m", "euler"))
+
+
 def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS, **options: Any) -> Path:
     """The model's bundle in .cache/tests; skips the test where there is no fresh one and no torch to make it.
 

@@ -87,6 +87,14 @@ def test_every_graph_builds_in_every_precision(tiny, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_preview_with_a_decoder_of_its_own_builds(drawn_bundle, tmp_path, precision):
+    info = Builds(drawn_bundle, tmp_path).plan("preview", "128@2", "dynamic:128-256@1-4", precision=precision)
+    assert WORDS[precision] in info.facts.types
+    assert info.warnings == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_parts_build_and_keep_their_attentions_fused(tiny, precision, count):
     infos = [tiny.plan("denoiser", precision=precision, part=(k, count)) for k in range(1, count + 1)]

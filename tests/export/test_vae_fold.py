@@ -78,13 +78,13 @@ def test_a_folded_vae_is_the_same_function(plain: AutoencoderKL, factor: float) 
 
 
 def test_fp16_overflows_without_and_not_with_it(plain: AutoencoderKL) -> None:
-    """4e-3: fp16 rounds by 5e-4 some thirty times over; a VAE whose stream fits loses 2.4e-3 by itself."""
+    """6e-3: fp16 rounds by 5e-4 some thirty times over; the VAE whose stream fits loses 4.2e-3 by itself."""
     vae = inflated(plain, OVERFLOWING)
     exact = run(vae, torch.float64)
     assert not any(torch.isfinite(one).all() for one in run(vae, torch.float16))
-    assert max(misses(run(folded(vae), torch.float16), exact)) < 4e-3
+    assert max(misses(run(folded(vae), torch.float16), exact)) < 6e-3
     own = misses(run(plain, torch.float16), run(plain, torch.float64))
-    assert max(own) < 4e-3
+    assert max(own) < 6e-3
 
 
 def test_an_everyday_stream_loses_nothing(plain: AutoencoderKL) -> None:
