@@ -69,16 +69,19 @@ def export_bundle(
         recorded = record(model, exact[0], folder)
         variants = write_variants(model, exact, precisions, folder, recorded, steps, device)
         bundle = Bundle(
-            version=VERSION, sha256="", name=out.name, family=model.family,
-            source=source_entry(model, out, origin),
+            version=VERSION, sha256="", name=out.name, family=model.family, source=source_entry(model, out, origin),
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
             guidance=model.guidance, guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
-            max_clip_skip=model.max_clip_skip, lora_inputs=model.lora_inputs,
-            loras=tuple(FusedLora(path=_relative(f.path, out), sha256=f.sha256, weight=f.weight) for f in model.loras),
+            max_clip_skip=model.max_clip_skip, lora_inputs=model.lora_inputs, loras=fused(model, out),
             reference=reference_entry(model, recorded, variants), files=file_entries(folder),
             variants={p: variant.graphs for p, variant in variants.items()},
         )  # fmt: skip
         return write_bundle(bundle, folder, out)
+
+
+def fused(model: Model, out: Path) -> tuple[FusedLora, ...]:
+    """What bundle.json says of the LoRAs that were added."""
+    return tuple(FusedLora(path=_relative(f.path, out), sha256=f.sha256, weight=f.weight) for f in model.loras)
 
 
 def source_entry(model: Model, out: Path, origin: str) -> Source:
