@@ -166,9 +166,8 @@ def reference_entry(model: Model, recorded: Recorded, variants: Mapping[Precisio
         ReferenceCase(name=case, dims=dims, fp16_error=errors.cases.get(case, {}))
         for case, dims in reference.cases(model).items()
     )
-    halves = variants["fp16"].graphs if "fp16" in variants else ()
-    largest = recorded.ranges.values([graph.name for graph in halves if graph.precision == "fp32"])
-    return Reference(file=FILES["reference"], cases=cases, loop=recorded.loop.case(errors.loop), largest=largest)
+    loop, largest = recorded.loop.case(errors.loop), recorded.ranges.values()
+    return Reference(file=FILES["reference"], cases=cases, loop=loop, largest=largest)
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

@@ -28,7 +28,10 @@ CONVOLUTIONS = (torch.conv2d, torch.nn.functional.conv2d)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSpec:
-    """A graph before it is exported: its module and everything bundle.json says of it."""
+    """A graph before it is exported: its module and everything bundle.json says of it.
+
+    exact: whether it computes in fp32 in the fp16 variant too.
+    """
 
     name: str
     stage: Stage
@@ -38,6 +41,7 @@ class GraphSpec:
     outputs: tuple[Binding, ...]
     carried: dict[str, str]
     only_with: tuple[str, ...] = ()
+    exact: bool = False
 
     def graph(self, file: str) -> Graph:
         """What bundle.json says of it once it lies in `file`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ GREATEST = 65504.0
 """The greatest number of fp16."""
 COMFORT = 3e4
 """What a recorded run may hold without a word: another prompt, picture or size may need twice of it."""
+ENDLESS = 1e38
 MASKED = -1e37
 """What is lower stands for −∞ in an attention mask, and is fp16's own lowest number in fp16."""
 VAE_REMEDY = ", or set force_upcast to true in vae/config.json, which folds the VAE so that fp16 holds it"
@@ -49,15 +50,18 @@ class Ranges:
 
     @contextmanager
     def watch(self, spec: GraphSpec) -> Iterator[None]:
-        """Within the block every result of torch's operations counts for this graph."""
+        """Within the block every result of torch's operations counts for this graph, unless it stays in fp32 anyway."""
+        if spec.exact:
+            yield
+            return
         seen = _Watch(self.found.get(spec.name, Extreme(0.0, "")))
         with _followed(spec.module, seen.path), seen:
             yield
         self.found[spec.name] = seen.extreme
 
-    def values(self, exact: Collection[str] = ()) -> dict[str, float]:
-        """The magnitudes as bundle.json has them, to three digits; exact: graphs that compute in fp32 at any rate."""
-        return {name: float(f"{one.value:.3g}") for name, one in self.found.items() if name not in exact}
+    def values(self) -> dict[str, float]:
+        """The magnitudes alone, as bundle.json has them: to three digits, and JSON has no infinity."""
+        return {name: float(f"{min(one.value, ENDLESS):.3g}") for name, one in self.found.items()}
 
 
 def check_range(found: Mapping[str, Extreme], specs: Iterable[GraphSpec]) -> None:
@@ -101,7 +105,7 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         known = {arg.data_ptr() for arg in args if isinstance(arg, Tensor)}
         for one in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(one, Tensor) and has_values(one) and one.data_ptr() not in known:
+            if isinstance(one, Tensor) and one.is_floating_point() and one.numel() and one.data_ptr() not in known:
                 self._count(magnitude(one))
         return result
 
@@ -124,11 +128,6 @@ class _Watch(TorchFunctionMode):
         for row, column in zip(rows, columns, strict=True):
             for part in row.split(block):
                 self._count(factor * magnitude(part @ column))
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether there are numbers to look at; a module that is loaded within a run is made without any at first."""
-    return tensor.is_floating_point() and not tensor.is_meta and tensor.numel() > 0
 
 
 def magnitude(tensor: Tensor) -> float:

@@ -97,6 +97,7 @@ class Wires:
         return GraphSpec(
             name=name, stage=stage, module=module, precision=own, carried=carried,
             inputs=tuple(map(pick, inputs)), outputs=tuple(map(pick, outputs)), only_with=ONLY_WITH.get(name, ()),
+            exact=exact,
         )  # fmt: skip
 
 

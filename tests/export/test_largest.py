@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import shutil
@@ -104,6 +105,17 @@ def test_runs_of_a_graph_add_up_and_hooks_go_again() -> None:
             module(torch.full((2,), size))
     assert ranges.values() == {"decoder": 10000.0}
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+
+
+def test_a_graph_that_stays_in_fp32_is_not_watched_and_infinity_has_a_number() -> None:
+    """The preview's weights are loaded within its first run: memory that is not written yet holds anything."""
+    ranges = Ranges()
+    with ranges.watch(dataclasses.replace(spec(Sum(), "fp32"), exact=True)):
+        torch.full((2,), math.inf)
+    assert not ranges.values()
+    with ranges.watch(spec(Sum())):
+        torch.full((2,), math.inf)
+    assert ranges.values() == {"decoder": 1e38}
 
 
 @pytest.mark.parametrize(("value", "precision", "told"), [
