@@ -149,7 +149,7 @@ def _pair(name: str, value: object, low: int) -> tuple[int, int] | None:
     """Two integers as a tuple, or None where that is allowed."""
     if value is None and low:
         return None
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:  # bytes and ranges are sequences of integers too
         raise request_invalid(name, shown(value), "two integers, (height, width)", "Pass a pair, or leave it out.")
     for one in value:
         _check_integer(name, one, low, MAX_TOLD_PX)

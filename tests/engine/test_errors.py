@@ -49,6 +49,6 @@ def test_the_docstring_draws_the_tree():
 
 def test_bad_input_is_also_a_value_error():
     assert {kind.__name__ for kind in KINDS if issubclass(kind, ValueError)} == {
-        "InvalidInput", "RequestInvalid", "ProfileInvalid", "OptionInvalid", "ConfigInvalid",
+        "InvalidInput", "RequestInvalid", "ProfileInvalid", "OptionInvalid", "LoraInvalid", "ConfigInvalid",
     }  # fmt: skip
     assert all(issubclass(kind, InvalidInput) for kind in KINDS if issubclass(kind, ValueError))

@@ -156,6 +156,7 @@ def test_results_tell_what_was_asked_and_what_ran_it(pipeline):
         "prompt": "x" * 230, "negative_prompt": "", "height": 128, "width": 136, "num_inference_steps": 3,
         "guidance_scale": 2.5, "scheduler": "euler", "eta": None, "seed": 4, "num_images": 1, "latents": None,
         "noise": None, "image": None, "mask": None, "strength": None, "loras": [], "clip_skip": 0, "emphasis": True,
+        "original_size": None, "crops_coords_top_left": [0, 0], "target_size": None,
         "dropped_tokens": {"prompt": 5, "negative_prompt": 0}, "bundle": "fake",
         "bundle_sha256": pipeline.bundle.sha256, "backend": "fake", "device": "numpy", "precision": "fp32",
         "captured": True, "conditioning_cached": False,

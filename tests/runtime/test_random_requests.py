@@ -110,6 +110,10 @@ IMAGES = [Image.fromarray(array) for array in ARRAYS[1:]] + [
 ]
 PICTURES = st.sampled_from([*ARRAYS, *IMAGES])
 BAD_PICTURES = BAD_ARRAYS | st.sampled_from([ARRAYS[0][None, None], ARRAYS[0][:0], ARRAYS[2][..., :2], "x.png", b"x"])
+PAIRS = st.lists(st.integers(1, 65536) | st.just(np.int16(9)), min_size=2, max_size=2).flatmap(
+    lambda pair: st.sampled_from((pair, tuple(pair)))
+)
+BAD_PAIRS = ANYTHING | st.lists(ANYTHING, max_size=3) | st.tuples(ANYTHING, ANYTHING)
 NEED_IMAGE = ("mask", "strength")
 FIELDS = {
     "prompt": Field(TEXTS.map(lambda text: text or "a cat"), LONE | st.just("")),
@@ -130,6 +134,9 @@ FIELDS = {
         st.sampled_from(((), [])), ANYTHING | st.lists(st.tuples(TEXTS, st.floats()), min_size=1, max_size=3)
     ),
     "strength": Field(st.sampled_from((None, 1, 1.0, np.float32(1))), ANYTHING | st.floats()),
+    "original_size": Field(st.none() | PAIRS, BAD_PAIRS),
+    "crops_coords_top_left": Field(st.just((0, 0)) | PAIRS, BAD_PAIRS | st.none()),
+    "target_size": Field(st.none() | PAIRS, BAD_PAIRS),
     "latents": Field(st.none() | st.just(latents), BAD_ARRAYS),
     "noise": Field(st.none() | st.just(noise), BAD_ARRAYS),
 }

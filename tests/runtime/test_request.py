@@ -84,6 +84,30 @@ BAD += [
         for value in ("a", 7, None, [7], [("a",)], [("", 1)], [("a", 1, 2)], {"a": 1}, [("a", 1)] * 17, HUGE)
     ],
     *[("loras", [("a", value)], "a number from -10 to 10") for value in (11, math.nan, "1", True, None, HUGE)],
+    *[
+        (field, value, "two integers, (height, width)")
+        for field in ("original_size", "crops_coords_top_left", "target_size")
+        for value in (
+            (),
+            (1,),
+            [1, 2, 3],
+            "12",
+            b"12",
+            7,
+            {1, 2},
+            {1: 2, 3: 4},
+            np.ones(2, int),
+            range(2),
+            range(10**30),
+        )
+    ],
+    ("crops_coords_top_left", None, "two integers, (height, width)"),
+    *[("crops_coords_top_left", (0, value), "an integer from 0 to 65536") for value in (-1, 65537, *NO_INTEGERS)],
+    *[
+        (field, [value, 1], "an integer from 1 to 65536")
+        for field in ("original_size", "target_size")
+        for value in (0, 65537, *NO_INTEGERS, None)
+    ],
     *[("strength", value, "a number above 0, to 1") for value in (0, -1, 1.1, math.nan, "1", True, 1j, HUGE, [1])],
 ]
 WITH_IMAGE = {"mask": {"image": PIXELS}, "strength": {"image": PIXELS}}
@@ -143,6 +167,9 @@ GOOD = {
     "mask": (None, PIXELS, PIXELS[..., 0]),
     "eta": (None, 0, 1, 0.5, np.float32(0.25)),
     "loras": ((), (("a", 0.5),), (("a", -10.0), ("b", 10.0))),
+    "original_size": (None, (1, 65536)),
+    "crops_coords_top_left": ((0, 0), (65536, 1)),
+    "target_size": (None, (65536, 1)),
     "strength": (None, 1, 1.0, 5e-324, np.float32(0.5), np.int8(1)),
 }
 

@@ -56,7 +56,8 @@ def test_export_makes_a_folder_of_random_weights_and_names_the_bundle_after_them
     zturbo("export", "random:sdxl@2", "--precision", "fp16")
     assert made == [("sdxl", {"seed": 2, "device": "cpu"})]
     folder = "trt_models/.sources/random-sdxl-2"
-    assert fake_export == [(folder, "trt_models/random-sdxl-2", ("fp16",), None, (), "cpu", "random:sdxl seed:2")]
+    out, origin = "trt_models/random-sdxl-2", "random:sdxl seed:2"
+    assert fake_export == [(folder, out, ("fp16",), None, (), "cpu", origin, [], 0)]
 
 
 @pytest.mark.parametrize(
