@@ -75,9 +75,13 @@ class LoraFile:
         """The key that errors about a layer name."""
         return next(iter(self._keys[stem].values()))
 
+    def down_key(self, stem: str) -> str:
+        """The key of a layer's A, which its pair is named by."""
+        return self._keys[stem]["down"]
+
     def rank(self, stem: str) -> int:
         """A layer's rank, by the shape of A; nothing is read for it."""
-        shape = self._file.entries[self._keys[stem]["down"]].shape
+        shape = self._file.entries[self.down_key(stem)].shape
         return shape[0] if shape else 0
 
     def pairs(self) -> Iterator[Pair]:

@@ -18,7 +18,6 @@ from export.source import read_json
 from export.untrusted import open_component, weights_of
 from export.vae_fold import make_fp16_safe
 
-RESAVE = "Save the pipeline again with diffusers' save_pretrained()."
 LARGE = 10**9
 """Parameters of a denoiser from which on a model is large: its fp32 graphs are written on request only."""
 DECODERS = ("AutoencoderKL",)

@@ -64,14 +64,14 @@ def fuse(module: nn.Module, component: str, loras: Sequence[FusedLoraFile], unet
     """
     for lora in loras:
         file, done = _opened(lora), set[str]()
-        for pair in file.pairs():
-            place = place_of(file, pair.stem, pair.key, unet)
-            if place[0] == component:
+        for stem in file.stems:
+            place = place_of(file, stem, file.down_key(stem), unet)
+            if place[0] == component:  # the others' matrices are not read
                 path = _own_path(module, place[1])
                 if path in done:
-                    raise file.refused(pair.key, f"a second pair for {path}", "one pair to a layer")
+                    raise file.refused(file.down_key(stem), f"a second pair for {path}", "one pair to a layer")
                 done.add(path)
-                _add(module, path, file, pair, lora.weight)
+                _add(module, path, file, file.pair(stem), lora.weight)
 
 
 def _opened(lora: FusedLoraFile) -> LoraFile:

@@ -75,9 +75,13 @@ class TinyPreview(nn.Module):
         self.decoder, self.scale, self.dtype = vae.decoder, float(vae.config.scaling_factor), dtype
 
     def forward(self, latents: Tensor) -> Tensor:
-        pixels = self.decoder((latents / self.scale).to(self.dtype)).float()
-        scaled = torch.clamp(pixels / 2 + 0.5, 0, 1) * 255
-        return torch.round(scaled).permute(0, 2, 3, 1).to(torch.uint8)
+        return to_pixels(self.decoder((latents / self.scale).to(self.dtype)))
+
+
+def to_pixels(decoded: Tensor) -> Tensor:
+    """(B, 3, H, W) of −1 to 1, as a decoder makes them → (B, H, W, 3) uint8, rounded as diffusers does."""
+    scaled = torch.clamp(decoded.float() / 2 + 0.5, 0, 1) * 255
+    return torch.round(scaled).permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT has uint8 at its borders only
 
 
 def fit_preview(vae: Any) -> Float32Array:

@@ -16,14 +16,13 @@ from engine.errors import SourceError, shown
 from export.families import FAMILIES
 from export.safefile import Safefile
 from export.silent import silent
-from export.source import INDEX, read_index
+from export.source import INDEX, UNUSED, read_index
 from export.untrusted import check_size, checked_config, translated
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 TEXT_FILES = (".json", ".txt", ".model")
 MAX_TEXT_BYTES, MAX_TEXTS = 64 * 2**20, 200
 """Of all configs and tokenizers together; those of SDXL have 5 MB in 15 files."""
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def refuse_pickle(path: Path) -> None:

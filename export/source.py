@@ -15,8 +15,12 @@ from engine.errors import SourceError, shown
 from engine.schema import Defaults
 
 INDEX = "model_index.json"
+RESAVE = "Save the pipeline again with diffusers' save_pretrained()."
+"""What mends a folder that is not as diffusers would have written it."""
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
 """Where components of an index may come from; the last is diffusers' own folder of the safety checker."""
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components that a pipeline may name and no graph is made of: neither fetched nor converted."""
 DEFAULTS = "generation_config.json"
 """Optional, beside model_index.json: what a request gets where it names nothing. The keys are those of Defaults."""
 MAX_JSON_BYTES = 4 * 2**20
@@ -73,12 +77,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(
             str(path), actual=f"unreadable ({error})", allowed="a JSON object in diffusers layout",
-            remedy="Save the pipeline again with diffusers' save_pretrained().",
+            remedy=RESAVE,
         ) from error  # fmt: skip
     if not isinstance(value, dict):
         raise SourceError(
             str(path), actual=type(value).__name__, allowed="a JSON object in diffusers layout",
-            remedy="Save the pipeline again with diffusers' save_pretrained().",
+            remedy=RESAVE,
         )  # fmt: skip
     return value
 
@@ -119,7 +123,7 @@ def _is_sane(key: str, value: float) -> bool:
 def _refused(path: Path, actual: str) -> SourceError:
     return SourceError(
         str(path), actual=actual, allowed="a config that diffusers or transformers saved",
-        remedy="Save the pipeline again with diffusers' save_pretrained().",
+        remedy=RESAVE,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ each chunk of each row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,13 +35,19 @@ class Conditioning(nn.Module):
         ids = reshape(input_ids, (-1, self.chunk))
         states = self.encoder(input_ids=ids, output_hidden_states=True).hidden_states
         skip = reshape(clip_skip[:, None].expand_as(input_ids), (-1, self.chunk, 1))
-        hidden = states[-1]
-        for k in range(1, self.max_clip_skip + 1):
-            hidden = torch.where(skip == k, states[-1 - k], hidden)  # chosen, not summed: 0·inf would spread
+        hidden = chosen(states, -1, skip, self.max_clip_skip)
         text = getattr(self.encoder, "text_model", self.encoder)  # transformers 5.0 has the layers one deeper
         normed = text.final_layer_norm(hidden)
         weighted = emphasized(normed, reshape(token_weights, (-1, self.chunk, 1)))
         return weighted.reshape(*input_ids.shape, self.encoder.config.hidden_size)
+
+
+def chosen(states: Sequence[Tensor], layer: int, skip: Tensor, max_clip_skip: int) -> Tensor:
+    """The output of a layer, or of as many layers before it as skip (N, tokens, 1) says for a place."""
+    hidden = states[layer]
+    for k in range(1, max_clip_skip + 1):
+        hidden = torch.where(skip == k, states[layer - k], hidden)  # chosen, not summed: 0·inf would spread
+    return hidden
 
 
 def emphasized(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.reshape import reshape
-from export.text_graph import emphasized
+from export.text_graph import chosen, emphasized
 
 PENULTIMATE = -2
 """Of hidden_states, the layer whose output is taken, without the final norm."""
@@ -52,7 +52,8 @@ class PairConditioning(nn.Module):
             encoder(input_ids=x, output_hidden_states=True)
             for encoder, x in ((self.first, ids), (self.second, own))
         )  # fmt: skip
-        states = [emphasized(self._chosen(one.hidden_states, skip), weights) for one in (first, second)]
+        picked = (chosen(one.hidden_states, PENULTIMATE, skip, self.max_clip_skip) for one in (first, second))
+        states = [emphasized(one, weights) for one in picked]
         width = sum(state.shape[-1] for state in states)
         hidden = torch.cat(states, -1).reshape(*input_ids.shape, width)
         pooled = self._pooled(second.last_hidden_state, ids).reshape(*input_ids.shape[:1], -1, self._pooled_width)
@@ -61,12 +62,6 @@ class PairConditioning(nn.Module):
     @property
     def _pooled_width(self) -> int:
         return int(self.second.config.projection_dim)
-
-    def _chosen(self, states: Sequence[Tensor], skip: Tensor) -> Tensor:
-        hidden = states[PENULTIMATE]
-        for k in range(1, self.max_clip_skip + 1):
-            hidden = torch.where(skip == k, states[PENULTIMATE - k], hidden)
-        return hidden
 
     def _repadded(self, ids: Tensor) -> Tensor:
         """The ids with the second encoder's padding: a place is padding where nothing but it follows.

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from engine.errors import ExportMismatch, SourceError
+from export.source import RESAVE
 
 SAMPLES = ("a cat", "A Cat!  left of 2 pizzas, on white", "naïve café 北京 🙂", "", "word " * 200)
 
@@ -74,7 +75,7 @@ def _read(folder: Path) -> Any:
     except Exception as error:  # the library behind it raises plain Exception for a damaged file
         raise SourceError(
             str(folder), actual=f"{type(error).__name__}: {error}", allowed="a saved CLIPTokenizer",
-            remedy="Save the pipeline again with diffusers' save_pretrained().",
+            remedy=RESAVE,
         ) from error  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.wiring import LORA
 from export.lora_layers import LoraWire
+from export.pictures import to_pixels
 
 POOLED, TIME_IDS, GUIDED = "text_embeds", "time_ids", "timestep_cond"
 """What a UNet may read beside sample, timestep and encoder_hidden_states; diffusers' words."""
@@ -76,6 +77,4 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         z = (latents / self.vae.config.scaling_factor).to(self.dtype)
-        pixels = self.vae.decode(z, return_dict=False)[0].float()
-        scaled = torch.clamp(pixels / 2 + 0.5, 0, 1) * 255
-        return torch.round(scaled).permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT has uint8 at its borders only
+        return to_pixels(self.vae.decode(z, return_dict=False)[0])

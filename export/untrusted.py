@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 from engine.errors import SourceError, shown
 from export.safefile import Safefile, check_safetensors
 from export.silent import silent
-from export.source import read_json
+from export.source import RESAVE, read_json
 
 SPARE_NUMBERS, SPARE_TENSORS = 2**22, 64
 """What a module may have beside its weights: buffers of positions."""
@@ -200,12 +200,12 @@ def is_of_transformers(kind: Any) -> bool:
 def _unusable(kind: Any, place: Path, actual: str) -> SourceError:
     return SourceError(
         str(place), actual=actual, allowed=f"a saved {kind.__name__}",
-        remedy="Save the pipeline again with diffusers' save_pretrained().",
+        remedy=RESAVE,
     )  # fmt: skip
 
 
 def _refused(path: Path, actual: str) -> SourceError:
     return SourceError(
         str(path), actual=actual, allowed="the configs that diffusers saves",
-        remedy="Save the pipeline again with diffusers' save_pretrained().",
+        remedy=RESAVE,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from engine.binding import Precision
 from engine.errors import SourceError, ZturboError
 from engine.schema import Defaults, Guidance, Latents, Limits, LoraInputs
 from export.graph import GraphSpec
-from export.source import read_index, read_json
+from export.source import RESAVE, read_index, read_json
 
 FAMILIES = {
     "StableDiffusionPipeline": "sd",
@@ -92,7 +92,7 @@ def open_model(source: Path, options: ModelOptions = PLAIN) -> Model:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(
             str(source), actual=f"configs without a usable {error}", allowed="the configs that diffusers saves",
-            remedy="Save the pipeline again with diffusers' save_pretrained().",
+            remedy=RESAVE,
         ) from error  # fmt: skip
     return model
 
@@ -110,7 +110,7 @@ def _check_sane(model: Model) -> None:
         if not least <= value <= most:
             raise SourceError(
                 str(model.source), actual=f"configs that make {name} {value}", allowed=f"{least} to {most}",
-                remedy="Save the pipeline again with diffusers' save_pretrained().",
+                remedy=RESAVE,
             )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.errors import SourceError
-from export.components import RESAVE, Fuse, load_text
+from export.components import Fuse, load_text
 from export.families import Model, ModelOptions
-from export.source import read_index, read_json
+from export.source import RESAVE, read_index, read_json
 from export.stable_diffusion import Description, check_text, model_of, read_unet
 from export.text_pair import PairConditioning
 from export.tokenizer import special_ids
