@@ -1,10 +1,11 @@
-"""The baseline: diffusers on the same weights, eager and compiled; the UNet's forward and the whole loop.
+"""The baseline: diffusers on the same weights, eager and compiled; each stage, the loop and the whole picture.
 
     python -m benchmarks.with_torch trt_models/emoji --mode eager compile --size 256 --out out/torch.json
+    python -m benchmarks.with_torch trt_models/emoji --mode eager --precision fp32 --size 256 --paint out/reference
 
-The forward is of two rows in fp16, channels_last, scaled-dot-product attention, timed by CUDA events; the loop is
-diffusers' own pipeline, wall time. On a CPU both are wall time and only show that it runs. The last line printed is one
-JSON object.
+Stages are timed by CUDA events, the denoiser's of two rows; the loop and the picture are diffusers' own pipeline, wall
+time. On a CPU all is wall time and only shows that it runs. --paint has the first mode paint the requests of
+benchmarks.gpu instead, from the same noise, for its `compare`. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ import argparse
 import dataclasses
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks import gpu
 from benchmarks.machine import gpu_facts
 from benchmarks.pairs import Summary
 from benchmarks.report import finish
 from benchmarks.stamps import Clock, HostClock, repeated_ms
+from benchmarks.torch_pipe import compile_pipeline, open_pipeline, paint, stages, synchronize
 from benchmarks.work import Work, work_from_bundle
 from engine.errors import ZturboError
+from runtime.noise import draws
 
 MODES = ("eager", "compile")
-NOT_TRIED = ("torch.compile's max-autotune", "a compiled VAE and text encoder")
+NOT_TRIED = ("torch.compile's max-autotune", "compiled text encoders")
 """What may make the baseline faster, and is not in its figures."""
 
 
@@ -35,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         work = work_from_bundle(options.bundle, size_px=options.size, steps=options.steps)
-        found = measure(work, options.precision, options.mode, repeats=options.repeats, pictures=options.pictures)
+        if options.paint is not None:
+            found = paint_requests(work, options.precision, options.mode[0], options.requests, options.paint)
+        else:
+            found = measure(work, options.precision, options.mode, repeats=options.repeats, pictures=options.pictures)
     except ZturboError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -48,7 +56,8 @@ def measure(work: Work, precision: str, modes: Sequence[str], *, repeats: int, p
     return {
         "benchmark": "torch", "bundle": work.bundle.resolve().name, "precision": precision,
         "width": work.width, "height": work.height, "steps": work.steps,
-        "device": device_name(), "modes": {mode: _mode(work, precision, mode, repeats, pictures) for mode in modes},
+        "device": device_name(), "vae_precision": precision,
+        "modes": {mode: _mode(work, precision, mode, repeats, pictures) for mode in modes},
         "not_tried": list(NOT_TRIED), "machine": gpu_facts("pytorch"),
     }  # fmt: skip
 
@@ -57,46 +66,60 @@ def _mode(work: Work, precision: str, mode: str, repeats: int, pictures: int) ->
     """One mode from fresh weights. first_s: the first forward; of compile that is the compiler's time."""
     import torch
 
-    torch.compiler.reset()
-    torch.backends.cudnn.benchmark = True
-    pipe = open_pipeline(work, precision)
-    if mode == "compile":
-        pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead")
-    forward = _forward(pipe.unet, work, precision)
+    pipe = _pipeline(work, precision, mode)
+    calls = stages(pipe, work)
     begun = time.perf_counter()
-    forward()
-    _synchronize()
+    calls["denoiser"]()
+    synchronize()
     first_s = time.perf_counter() - begun
-    forward_ms = repeated_ms(forward, torch_clock(), _synchronize, warmup=min(10, repeats), repeats=repeats)
+    milliseconds = {
+        name: repeated_ms(call, torch_clock(), synchronize, warmup=min(10, repeats), repeats=repeats)
+        for name, call in calls.items()
+    }
     seconds = [_picture(pipe, work) for _ in range(pictures + 2)][2:]  # the text encoder's first call is slow
+    forward = dataclasses.asdict(Summary.of(milliseconds["denoiser"]))
     found = {
-        "first_s": first_s, "forward_ms": dataclasses.asdict(Summary.of(forward_ms)),
+        "first_s": first_s, "forward_ms": forward,
+        "conditioning_ms": dataclasses.asdict(Summary.of(milliseconds["conditioning"])),
+        "decode_ms": dataclasses.asdict(Summary.of(milliseconds["decode"])),
         "loop_ms_per_step": dataclasses.asdict(Summary.of([1e3 * step for step, _ in seconds])),
         "picture_s": dataclasses.asdict(Summary.of([whole for _, whole in seconds])),
     }  # fmt: skip
-    del pipe, forward
+    del pipe, calls
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return found
 
 
-def open_pipeline(work: Work, precision: str) -> Any:
-    """Diffusers' pipeline with the work's scheduler, its UNet channels_last; on the CPU where there is no GPU."""
-    import diffusers
+def _pipeline(work: Work, precision: str, mode: str) -> Any:
+    """The pipeline in one of MODES; fp32 without TF32, which is what a reference has to be."""
     import torch
 
-    warnings.simplefilter("ignore")
-    dtype = {"fp16": torch.float16, "fp32": torch.float32}[precision]
-    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(
-        work.source, local_files_only=True, torch_dtype=dtype, safety_checker=None
-    )
-    pipe.scheduler = getattr(diffusers, work.scheduler_class).from_pretrained(
-        work.source / "scheduler", local_files_only=True, **work.scheduler_settings
-    )
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(_device())
-    pipe.unet.to(memory_format=torch.channels_last)
+    torch.compiler.reset()
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    pipe = open_pipeline(work, precision)
+    if mode == "compile":
+        compile_pipeline(pipe)
     return pipe
+
+
+def paint_requests(work: Work, precision: str, mode: str, count: int, out: Path) -> dict[str, Any]:
+    """Paint the first requests of benchmarks.gpu with diffusers; writes what its `run` writes, for its `compare`."""
+    pipe = _pipeline(work, precision, mode)
+    shape = work.latents.shape[1:]
+    pictures = [
+        paint(pipe, dataclasses.replace(
+            work, prompt=prompt, steps=gpu.STEPS, guidance_scale=gpu.GUIDANCE, latents=draws(seed, 0, 1, shape),
+        ))
+        for seed, prompt in enumerate(gpu.PROMPTS[:count])
+    ]  # fmt: skip
+    found = {
+        "benchmark": "gpu-run", "backend": f"diffusers-{mode}-{precision}", "device": device_name(),
+        "steps": gpu.STEPS, "guidance_scale": gpu.GUIDANCE, "machine": gpu_facts("pytorch"),
+    }  # fmt: skip
+    gpu.save(out, np.stack(pictures), found)
+    return found
 
 
 def paint_with_diffusers(bundle: Path, precision: str, size_px: int | None, steps: int) -> dict[str, Any]:
@@ -112,51 +135,22 @@ def paint_with_diffusers(bundle: Path, precision: str, size_px: int | None, step
     return {"seconds": seconds, "allocated_mib": held[0] / 2**20, "reserved_mib": held[1] / 2**20}
 
 
-def _forward(unet: Any, work: Work, precision: str) -> Callable[[], None]:
-    """One call of the UNet on two rows of random values, with the shapes and types of the pipeline's: compiled once."""
-    import torch
-
-    compiler: Any = torch.compiler
-    dtype = {"fp16": torch.float16, "fp32": torch.float32}[precision]
-    torch.manual_seed(0)
-    config = unet.config
-    sample = torch.randn(2, config.in_channels, work.height // 8, work.width // 8, dtype=dtype, device=_device())
-    text = torch.randn(2, 77, config.cross_attention_dim, dtype=dtype, device=_device())
-    timestep = torch.tensor(500, device=_device())
-
-    def forward() -> None:
-        with torch.inference_mode():
-            if torch.cuda.is_available():
-                compiler.cudagraph_mark_step_begin()
-            unet(sample, timestep, text, return_dict=False)
-
-    return forward
-
-
 def _picture(pipe: Any, work: Work) -> tuple[float, float]:
     """Wall seconds of a step of the loop, and of the whole picture.
 
     A step: from the end of the first until the end of the last, over how many lie between, which the scheduler tells:
     some evaluate the UNet more often than they are asked to.
     """
-    import torch
-
     ends: list[float] = []
-    latents = torch.from_numpy(work.latents).to(device=_device(), dtype=pipe.unet.dtype)
 
-    def on_step(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def on_step(index: int) -> None:
         if index in {0, len(pipe.scheduler.timesteps) - 1}:
-            _synchronize()
+            synchronize()
         ends.append(time.perf_counter())
-        return tensors
 
     begun = time.perf_counter()
-    with torch.inference_mode():
-        pipe(
-            work.prompt, height=work.height, width=work.width, num_inference_steps=work.steps,
-            guidance_scale=work.guidance_scale, callback_on_step_end=on_step, latents=latents,
-        )  # fmt: skip
-    _synchronize()
+    paint(pipe, work, on_step)
+    synchronize()
     whole = time.perf_counter() - begun
     return (ends[-1] - ends[0]) / max(len(pipe.scheduler.timesteps) - 1, 1), whole
 
@@ -193,19 +187,6 @@ def device_name() -> str:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.with_torch", description="The PyTorch baseline")
     parser.add_argument("bundle", type=Path, help="its source's weights are used")
@@ -215,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=100, help="timed forwards")
     parser.add_argument("--pictures", type=int, default=5, help="timed pictures")
+    parser.add_argument("--paint", type=Path, metavar="FOLDER", help="paint the requests of benchmarks.gpu into it")
+    parser.add_argument("--requests", type=int, default=len(gpu.PROMPTS), help="how many of them")
     parser.add_argument("--out", type=Path)
     return parser
 
