@@ -12,7 +12,7 @@ import onnxruntime as ort
 from engine.binding import Array, Graph, Precision
 from engine.errors import ExportMismatch
 from export.graph import GraphSpec
-from export.loop import Loop, run_stages
+from export.loop import Loop, Run, run_stages
 from export.reference import Arrays, relative_error
 
 FP32_TOLERANCE = 2e-5
@@ -36,9 +36,13 @@ def open_session(path: Path) -> ort.InferenceSession:
 class Sessions:
     """Graphs in ONNX Runtime, opened when they first run."""
 
-    def __init__(self, folder: Path, graphs: Sequence[Graph]) -> None:
+    def __init__(self, folder: Path, graphs: Sequence[Graph] = ()) -> None:
         self._folder, self._graphs = folder, {graph.name: graph for graph in graphs}
         self._open: dict[str, ort.InferenceSession] = {}
+
+    def add(self, graphs: Sequence[Graph]) -> None:
+        """Know these too; the sessions that are open stay so: half a minute each of a large model."""
+        self._graphs |= {graph.name: graph for graph in graphs}
 
     def run(self, name: str, inputs: Arrays) -> Arrays:
         """A graph's outputs by wire."""
@@ -54,20 +58,19 @@ def check_graph(
     spec: GraphSpec,
     variant: Precision,
     graphs: Sequence[Graph],
-    folder: Path,
+    run: Run,
     cases: Mapping[str, tuple[Arrays, Arrays]],
     fp16_errors: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Compare one graph, or the chain that it was split into, with the reference of each case.
 
-    graphs: the chain, in order. cases: {case: (inputs, expected outputs)}, both fp32. fp16_errors: {case: {output:
-    torch's own fp16 error}}. Raises ExportMismatch, which names graph, output, error and tolerance.
+    graphs: the chain, in order. run: what runs them. cases: {case: (inputs, expected outputs)}, both fp32.
+    fp16_errors: {case: {output: torch's own fp16 error}}. Raises ExportMismatch, which names graph, output, error and tolerance.
     """
-    sessions = Sessions(folder, graphs)
     for case, (inputs, expected) in cases.items():
         wires = dict(inputs)
         for graph in graphs:
-            wires |= sessions.run(graph.name, wires)
+            wires |= run(graph.name, wires)
         for binding in spec.outputs:
             wanted = expected[binding.name]
             subject = f"{spec.name}.onnx ({variant}), case '{case}', output '{binding.name}'"
@@ -76,10 +79,10 @@ def check_graph(
 
 
 def check_loop(
-    loop: Loop, variant: Precision, graphs: Sequence[Graph], folder: Path, fp16_error: Mapping[str, float]
+    loop: Loop, variant: Precision, graphs: Sequence[Graph], run: Run, fp16_error: Mapping[str, float]
 ) -> None:
     """Compare a run of all stages with the recorded one. Raises ExportMismatch."""
-    wires = run_stages(graphs, loop.host, loop.evaluations, Sessions(folder, graphs).run)
+    wires = run_stages(graphs, loop.host, loop.evaluations, run)
     for name, wanted in loop.results.items():
         subject = f"loop of {loop.evaluations} evaluations ({variant}), '{name}'"
         limit = _tolerance(subject, variant, wanted, fp16_error.get(name, 0.0), LOOP_TOLERANCE)

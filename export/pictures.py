@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.binding import Float32Array
 
+Fit = Callable[[], Float32Array]
 SEED = 5
 GRIDS = (1, 2, 4, 8, 16)
 """Sides of the grids of random values that are laid over each other: latents are smooth, and of all scales."""
@@ -50,7 +51,7 @@ class Preview(nn.Module):
     decoder, and who only paints needs none of it.
     """
 
-    def __init__(self, fit: Callable[[], Float32Array]) -> None:
+    def __init__(self, fit: Fit) -> None:
         super().__init__()
         self._fit = fit
         self._weights: Float32Array | None = None

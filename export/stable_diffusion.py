@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from export.families import Model, ModelOptions
 from export.graph import GraphSpec
 from export.lora import fuser, read_loras
 from export.lora_inputs import check_rank, lora_inputs, take_loras
-from export.pictures import Encoder, Preview, TinyPreview, fit_preview
+from export.pictures import Encoder, Fit, Preview, TinyPreview, fit_preview
 from export.solver import check_scheduler, own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
@@ -84,6 +85,7 @@ def model_of(told: Description, options: ModelOptions) -> Model:
     widths = Widths(
         hidden=unet["cross_attention_dim"], pooled=told.pooled, guidance=guided or 0, loras=inputs, tiny=tiny
     )  # fmt: skip
+    fitted = cache(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32)))  # for every precision
     steps, guidance_scale = sampling(told, guided is not None, scheduler)
     defaults = Defaults(
         height=side, width=side, num_inference_steps=steps,
@@ -98,14 +100,14 @@ def model_of(told: Description, options: ModelOptions) -> Model:
         max_tokens=told.text["max_position_embeddings"], max_chunks=MAX_CHUNKS, max_clip_skip=told.max_clip_skip,
         vocabulary=told.text["vocab_size"], large=parameters(UNet2DConditionModel, source / "unet") >= LARGE,
         loras=loras, lora_inputs=inputs, graphs=tuple(signatures(widths)),
-        specs=lambda precision: graphs(told, precision, latents, widths, fuser(loras, unet)),
+        specs=lambda precision: graphs(told, precision, latents, widths, fuser(loras, unet), fitted),
     )  # fmt: skip
 
 
 def graphs(
-    told: Description, precision: Precision, latents: Latents, widths: Widths, fuse: Fuse | None
+    told: Description, precision: Precision, latents: Latents, widths: Widths, fuse: Fuse | None, fitted: Fit
 ) -> tuple[GraphSpec, ...]:
-    """The graphs of one precision, in the order they run in."""
+    """The graphs of one precision, in the order they run in. fitted: makes the weights of a preview that is linear."""
     dtype, source = TORCH[precision], told.source
     vae = load_vae(source, dtype)
     unet = load(UNet2DConditionModel, source / "unet", dtype, fuse)
@@ -117,18 +119,16 @@ def graphs(
         "denoiser": Denoiser(unet, widths.added, wire),
         "solver": Solver(dtype),
         "decoder": Decoder(vae, dtype),
-        "preview": preview(source, widths.tiny, dtype),
+        "preview": Preview(fitted) if widths.tiny is None else tiny_preview(source / widths.tiny, dtype),
     }
     if widths.guidance:
         modules["guidance"] = GuidanceEmbedding(widths.guidance)
     return Wires(precision, latents, widths).specs(modules)
 
 
-def preview(source: Path, tiny: str | None, dtype: torch.dtype) -> nn.Module:
-    """The small decoder that the source brings, else the linear map that is fitted to the VAE."""
-    if tiny is not None:
-        return TinyPreview(load(AutoencoderTiny, source / tiny, dtype), dtype)
-    return Preview(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32)))
+def tiny_preview(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The small decoder that the source brings."""
+    return TinyPreview(load(AutoencoderTiny, folder, dtype), dtype)
 
 
 def sampling(told: Description, embedded: bool, scheduler: dict[str, Any]) -> tuple[int, float]:

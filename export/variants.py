@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.binding import Graph, Precision
 from export import reference
-from export.check import check_graph, check_loop
+from export.check import Sessions, check_graph, check_loop
 from export.families import Model
 from export.graph import GraphSpec, example_dims, onnx_from_module, run_module
 from export.largest import Ranges, check_range
@@ -60,16 +60,18 @@ def export_variant(
         check_range(recorded.ranges.found, specs)
     errors = fp16_errors(specs, recorded) if precision == "fp16" else Errors({}, {})
     graphs: list[Graph] = []
+    sessions = Sessions(folder)
     for spec in specs:
         steps(f"{spec.name} {precision}")
         written = write_graph(model, spec, f"graphs/{precision}/{spec.name}.onnx", folder)
         first = all(graph.name != NAME for graph in graphs)
         chain = split_graph(written, folder, NAME if first else f"{NAME}_{spec.name}")
         own = {case: by_graph[spec.name] for case, by_graph in errors.cases.items()}
-        check_graph(spec, precision, chain, folder, checked_cases(model, recorded.cases[spec.name]), own)
+        sessions.add(chain)
+        check_graph(spec, precision, chain, sessions.run, checked_cases(model, recorded.cases[spec.name]), own)
         graphs += chain
     steps(f"loop {precision}")
-    check_loop(recorded.loop, precision, by_stage(graphs), folder, errors.loop)
+    check_loop(recorded.loop, precision, by_stage(graphs), sessions.run, errors.loop)
     return Variant(by_stage(graphs), errors)
 
 

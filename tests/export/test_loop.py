@@ -104,7 +104,8 @@ def test_a_bundle_records_every_wire_of_the_host_and_what_comes_out(bundle: Bund
 def test_the_graphs_of_a_bundle_give_the_recorded_loop(tiny_bundle: Path, bundle: Bundle, recorded: Loop) -> None:
     """And not so closely that nothing was computed: the tolerance is a rounding's, several times over."""
     graphs = bundle.graphs("fp32")
-    errors = loop_errors(recorded, graphs, Sessions(tiny_bundle, graphs).run)
+    run, half = (Sessions(tiny_bundle, bundle.graphs(precision)).run for precision in ("fp32", "fp16"))
+    errors = loop_errors(recorded, graphs, run)
     assert 0 < errors["latents"] < LOOP_TOLERANCE
     longer = Loop(recorded.dims, recorded.evaluations + 1, recorded.host, recorded.results)
     turned = {**recorded.host, "cond_row": recorded.host["uncond_row"], "uncond_row": recorded.host["cond_row"]}
@@ -113,7 +114,7 @@ def test_the_graphs_of_a_bundle_give_the_recorded_loop(tiny_bundle: Path, bundle
         Loop(recorded.dims, recorded.evaluations, turned, recorded.results),
     ):
         with pytest.raises(ExportMismatch, match=r"loop of \d evaluations \(fp32\), 'latents': got relative error"):
-            check_loop(wrong, "fp32", graphs, tiny_bundle, {})
+            check_loop(wrong, "fp32", graphs, run, {})
     with pytest.raises(ExportMismatch, match=r"'latents': got torch's own fp16 is not finite"):
-        check_loop(recorded, "fp16", bundle.graphs("fp16"), tiny_bundle, {"latents": float("inf")})
-    check_loop(longer, "fp32", graphs, tiny_bundle, {})  # the table's padding keeps a finished sample as it is
+        check_loop(recorded, "fp16", bundle.graphs("fp16"), half, {"latents": float("inf")})
+    check_loop(longer, "fp32", graphs, run, {})  # the table's padding keeps a finished sample as it is
