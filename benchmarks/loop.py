@@ -161,7 +161,7 @@ def _values(binding: Binding, dims: Dims, rng: np.random.Generator) -> Any:
 def dims_of(bundle: Bundle, size_px: int | None) -> dict[str, int]:
     """One guided picture."""
     width, height = (bundle.defaults.width, bundle.defaults.height) if size_px is None else (size_px, size_px)
-    tokens = bundle.tokenizer.max_tokens
+    tokens = bundle.tokenizer.lengths[0]
     return {"rows": 2, "samples": 1, "width": width, "height": height, "draws": 1, "tokens": tokens}
 
 

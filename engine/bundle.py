@@ -27,10 +27,10 @@ from engine.schema import (
     Struct,
     Tables,
 )
-from engine.tokens import Tokenizer
+from engine.tokens import Chunked, Tokenizer
 from engine.wiring import LORA, host_wires, wiring_problem
 
-VERSION = 4
+VERSION = 5
 FILE = "bundle.json"
 
 
@@ -40,7 +40,9 @@ class Bundle(Struct, frozen=True):
     variants: the graphs by precision, each in the order they run in. guidance_offset: what the runtime adds to a
     request's guidance_scale (1 for pos + g·(pos − neg)). guidance: whether it costs a second denoiser row, or is an
     embedding that the denoiser reads. max_clip_skip: the most layers that clip_skip may name. loras: what was fused
-    into the weights. lora_inputs: how the denoiser takes more of them with each request, or None.
+    into the weights. lora_inputs: how the denoiser takes more of them with each request, or None. masked: whether the
+    denoiser of a templated bundle leaves out what pads a row beyond its own length, so that rows of different lengths
+    may share the tokens axis.
     """
 
     version: int
@@ -62,6 +64,7 @@ class Bundle(Struct, frozen=True):
     files: dict[str, FileEntry]
     loras: tuple[FusedLora, ...] = ()
     lora_inputs: LoraInputs | None = None
+    masked: bool = False
 
     def graphs(self, precision: Precision) -> tuple[Graph, ...]:
         """The graphs of one precision. Raises OptionInvalid where the bundle has none of it."""
@@ -190,11 +193,22 @@ def bundle_problem(bundle: Bundle) -> str | None:
         return f"sizes in multiples of {limits.multiple_px} px, which latents of factor {latents.factor} do not divide"
     if not (limits.allow(defaults.height) and limits.allow(defaults.width)):
         return f"a default size of {defaults.width}x{defaults.height} outside its own limits"
+    if problem := _prompt_problem(bundle):
+        return problem
     host = host_wires(latents.channels, latents.factor, tables.rows, len(tables.columns))
     loras = bundle.lora_inputs
     hosts = {p: host if loras is None else {**host, LORA: loras.wire(p)} for p in bundle.variants}
     problems = [wiring_problem(graphs, hosts[precision]) for precision, graphs in bundle.variants.items()]
     return next((problem for problem in problems if problem), None) if problems else "no graphs"
+
+
+def _prompt_problem(bundle: Bundle) -> str | None:
+    entry = bundle.tokenizer
+    if isinstance(entry, Chunked):
+        return "a mask of captions, with a tokenizer of chunks" if bundle.masked else None
+    if entry.max_tokens % entry.multiple:
+        return f"prompts of at most {entry.max_tokens} tokens, which is no multiple of {entry.multiple}"
+    return None
 
 
 def _invalid(path: Path, problem: str) -> BundleInvalid:

@@ -170,7 +170,7 @@ def find_plans(folder: Path, bundle: Bundle, precision: PlanPrecision, dialect: 
                 problems.append(error)
             else:
                 sets.setdefault(plans.name, plans)
-    return Catalog(precision, tuple(sets.values()), tuple(problems), tuple(others), bundle.tokenizer.max_tokens)
+    return Catalog(precision, tuple(sets.values()), tuple(problems), tuple(others), bundle.tokenizer.lengths.step)
 
 
 @dataclass(frozen=True, slots=True)

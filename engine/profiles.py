@@ -101,7 +101,8 @@ def parse_profile(text: str, bundle: Bundle) -> Profile:
         "rows": rows, "samples": Range((rows.min + 1) // 2, (rows.max + 1) // 2, rows.max),
         "width": width, "height": height, "draws": Range(1, 1, MAX_DRAWS), "tokens": tokens,
     }  # fmt: skip
-    return Profile(_canonical(fields, rows) + tokens_text(tokens.min, tokens.max, bundle.tokenizer.max_tokens), symbols)
+    behind = tokens_text(tokens.min, tokens.max, bundle.tokenizer.lengths.step)
+    return Profile(_canonical(fields, rows) + behind, symbols)
 
 
 def parse_profiles(texts: Sequence[str], bundle: Bundle) -> list[Profile]:

@@ -1,4 +1,4 @@
-"""What bundle.json says of prompts: which tokenizer, and what chunks its tokens fill. Reads no tokenizer."""
+"""What bundle.json says of prompts: which tokenizer, and what its tokens fill: chunks, or a template. Reads none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 import msgspec
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+MULTIPLE, MAX_TOKENS = 32, 512
+"""Of Z-Image: what its captions are padded to, and where its pipeline cuts them."""
 
 
-class Tokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Chunked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="chunked"):
     """A `tokenizers` file, and the chunks that a text becomes: the runtime adds bos, eos and padding to each.
 
     max_tokens: of a chunk, bos and eos included; the tokens axis is a multiple of it. max_chunks: the most that a
@@ -27,3 +29,39 @@ class Tokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def lengths(self) -> range:
         """The numbers of tokens that a prompt can have, padding included."""
         return range(self.max_tokens, self.max_tokens * self.max_chunks + 1, self.max_tokens)
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The ids that the file must know, by field."""
+        return {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
+
+
+class Templated(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="templated"
+):
+    """A `tokenizers` file, and the template that a text stands in: prefix + text + suffix is tokenized as one text.
+
+    Texts, not ids: where a prompt begins with a newline, a tokenizer may join it to the prefix's last one. Ids beyond
+    max_tokens are cut off, the suffix's first; what is left is padded with pad_id to the next multiple.
+    """
+
+    file: str
+    prefix: str
+    suffix: str
+    pad_id: TokenId
+    multiple: Annotated[int, msgspec.Meta(ge=1)] = MULTIPLE
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] = MAX_TOKENS
+
+    @property
+    def lengths(self) -> range:
+        """The numbers of tokens that a prompt can have, padding included."""
+        return range(self.multiple, self.max_tokens + 1, self.multiple)
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The ids that the file must know, by field."""
+        return {"pad_id": self.pad_id}
+
+
+Tokenizer = Chunked | Templated
+"""Told apart by `kind` in bundle.json."""

@@ -18,7 +18,7 @@ from engine.digest import file_sha256
 from engine.errors import OptionInvalid, OutputError
 from engine.schema import FileEntry, FusedLora, Reference, ReferenceCase, Source
 from engine.tablefile import TableFile
-from engine.tokens import Tokenizer
+from engine.tokens import Chunked, Tokenizer
 from export import reference
 from export.device import check_device
 from export.families import FusedLoraFile, Model, ModelOptions, open_model
@@ -40,7 +40,8 @@ FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "re
 def export_bundle(
     source: Path, out: Path, *, precisions: Sequence[Precision] | None = None, schedulers: Sequence[str] | None = None,
     etas: Sequence[float] = (), cache: Path | None = None, device: str = "cpu", origin: str = "folder",
-    loras: Sequence[tuple[Path, float]] = (), lora_rank: int = 0, on_progress: Progress | None = None,
+    loras: Sequence[tuple[Path, float]] = (), lora_rank: int = 0, masked: bool = False,
+    on_progress: Progress | None = None,
 ) -> Bundle:  # fmt: skip
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
@@ -48,14 +49,14 @@ def export_bundle(
     schedulers: by any of their names, None for all. etas: tables for these too, where a scheduler takes one. cache: a
     folder for tables that were probed before, None for the platform's. device: where torch runs, `cpu`, `cuda:1`.
     origin: where the source came from, as bundle.json keeps it. loras: files and weights, to add to the model's.
-    lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none. on_progress(what, done, total). Raises
-    SourceError, LoraInvalid, SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` stays.
+    lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none. masked: rows with captions of different lengths
+    may share a batch. on_progress(what, done, total). Raises SourceError, LoraInvalid, SchedulerUnsupported,
+    ExportMismatch, OptionInvalid or OutputError; then `out` stays.
     """
     _check_precisions(PRECISIONS if precisions is None else precisions)
     check_device(device)
     _check_apart(source, out)
-    files = tuple(FusedLoraFile(path, weight) for path, weight in loras)
-    model = open_model(source, ModelOptions(loras=files, lora_rank=lora_rank))
+    model = open_model(source, options_of(loras, lora_rank, masked=masked))
     precisions = default_precisions(model) if precisions is None else precisions
     steps = Steps(3 + len(precisions) * (len(model.graphs) + 1), on_progress)
     with placed_folder(out) as folder:
@@ -73,10 +74,16 @@ def export_bundle(
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
             guidance=model.guidance, guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
             max_clip_skip=model.max_clip_skip, lora_inputs=model.lora_inputs, loras=fused(model, out),
-            reference=reference_entry(model, recorded, variants), files=file_entries(folder),
+            masked=model.masked, reference=reference_entry(model, recorded, variants), files=file_entries(folder),
             variants={p: variant.graphs for p, variant in variants.items()},
         )  # fmt: skip
         return write_bundle(bundle, folder, out)
+
+
+def options_of(loras: Sequence[tuple[Path, float]], lora_rank: int, *, masked: bool) -> ModelOptions:
+    """What is asked of a model beside what its folder holds."""
+    files = tuple(FusedLoraFile(path, weight) for path, weight in loras)
+    return ModelOptions(loras=files, lora_rank=lora_rank, masked=masked)
 
 
 def fused(model: Model, out: Path) -> tuple[FusedLora, ...]:
@@ -132,7 +139,7 @@ def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
     ids = export_tokenizer(first, folder / FILES["tokenizer"], model.max_tokens)
     for other in others:
         check_same(first, other)
-    return Tokenizer(file=FILES["tokenizer"], max_tokens=model.max_tokens, max_chunks=model.max_chunks, **ids)
+    return Chunked(file=FILES["tokenizer"], max_tokens=model.max_tokens, max_chunks=model.max_chunks, **ids)
 
 
 def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:

@@ -22,16 +22,16 @@ LORA_PERIOD = 4093
 
 def cases(model: Model) -> dict[str, dict[str, int]]:
     """The shapes that are recorded: the default, the smallest with mixed rows, one that is odd in latents, and one with
-    prompts of two chunks.
+    prompts of two chunks, or of twice what a templated one is padded to.
     """
     low, side, step = model.limits.min_px, model.defaults.height, model.latents.factor
-    tokens = {"tokens": model.max_tokens}
+    tokens = {"tokens": model.least_tokens}
     rows = rows_of_guided(model)
     return {
         "default": {"rows": rows, "samples": 1, "height": side, "width": model.defaults.width, "draws": 1, **tokens},
         "small": {"rows": 3, "samples": 2, "height": low, "width": low, "draws": 4, **tokens},
         "odd": {"rows": 1, "samples": 1, "height": low, "width": low + step, "draws": 2, **tokens},
-        "long": {"rows": rows, "samples": 1, "height": low, "width": low, "draws": 1, "tokens": 2 * model.max_tokens},
+        "long": {"rows": rows, "samples": 1, "height": low, "width": low, "draws": 1, "tokens": 2 * model.least_tokens},
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.binding import Float32Array
-from engine.tokens import Tokenizer
+from engine.tokens import Chunked
 
 NEUTRAL = 1.0
 """The weight of what counts as it is: of bos, eos and padding always."""
@@ -36,7 +36,7 @@ class Chunks:
         return len(self.ids)
 
 
-def chunked(words: Iterable[Word], entry: Tokenizer) -> Chunks:
+def chunked(words: Iterable[Word], entry: Chunked) -> Chunks:
     """Share words out to chunks of bos, up to max_tokens − 2 tokens, eos and padding; there is at least one chunk.
 
     A word goes whole to the next chunk where it does not fit; it is torn only if no chunk could hold it, or in the last

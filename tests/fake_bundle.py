@@ -34,7 +34,7 @@ from engine.schema import (
     Tables,
 )
 from engine.tablefile import WARM_COLUMNS, packed
-from engine.tokens import Tokenizer as TokenizerEntry
+from engine.tokens import Chunked
 
 COLUMNS = ("p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4", "c", "j", "s", "t", "u", "v")
 ROWS, MAX_STEPS, MAX_TOKENS, MAX_CHUNKS, WIDTH = 200, 100, 77, 3, 32
@@ -118,7 +118,7 @@ def description(folder: Path, variants: dict[Precision, tuple[Graph, ...]]) -> B
         made_with={"torch": "0"}, latents=Latents(channels=4, factor=8),
         limits=Limits(min_px=128, max_px=512, multiple_px=8),
         defaults=Defaults(height=128, width=136, num_inference_steps=3, guidance_scale=5.0, scheduler="euler"),
-        guidance_offset=0.0, guidance="classifier_free", max_clip_skip=1, tokenizer=TokenizerEntry(
+        guidance_offset=0.0, guidance="classifier_free", max_clip_skip=1, tokenizer=Chunked(
             file="tokenizer.json", max_tokens=MAX_TOKENS, max_chunks=MAX_CHUNKS, bos_id=0, eos_id=1, pad_id=1,
         ),
         tables=Tables(file="tables.npz", rows=ROWS, columns=COLUMNS, schedulers={

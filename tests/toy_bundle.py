@@ -26,7 +26,7 @@ from engine.schema import (
     Source,
     Tables,
 )
-from engine.tokens import Tokenizer
+from engine.tokens import Chunked
 
 FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
 LATENT = (4, "height/8", "width/8")
@@ -139,7 +139,7 @@ def write_bundle(
     return folder
 
 
-TOKENIZER = Tokenizer(file="tokenizer.json", max_tokens=77, max_chunks=8, bos_id=0, eos_id=1, pad_id=1)
+TOKENIZER = Chunked(file="tokenizer.json", max_tokens=77, max_chunks=8, bos_id=0, eos_id=1, pad_id=1)
 COMMON = {"tokens": 77, "draws": 1}
 CASES = {
     "default": {"rows": 2, "samples": 1, "height": 128, "width": 128, **COMMON},

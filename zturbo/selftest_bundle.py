@@ -31,7 +31,7 @@ from engine.schema import (
     Tables,
 )
 from engine.tablefile import packed
-from engine.tokens import Tokenizer as TokenizerEntry
+from engine.tokens import Chunked
 from engine.wiring import IMAGES
 from runtime.batch import Batch
 from runtime.request import Request
@@ -196,7 +196,7 @@ def _description(folder: Path, reference: Reference) -> Bundle:
         made_with={}, latents=Latents(channels=CHANNELS, factor=FACTOR),
         limits=Limits(min_px=64, max_px=128, multiple_px=FACTOR),
         defaults=Defaults(height=128, width=128, num_inference_steps=4, guidance_scale=5.0, scheduler="ancestral"),
-        guidance_offset=0.0, guidance="classifier_free", max_clip_skip=1, tokenizer=TokenizerEntry(
+        guidance_offset=0.0, guidance="classifier_free", max_clip_skip=1, tokenizer=Chunked(
             file=NAMES["tokenizer"], max_tokens=TOKENS, max_chunks=2, bos_id=0, eos_id=1, pad_id=1,
         ),
         tables=Tables(

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.binding import Binding
 from engine.bundle import Bundle, graph_files
+from engine.tokens import Chunked, Tokenizer
 from zturbo.console import bytes_text, print_table
 
 
@@ -20,7 +21,7 @@ def print_bundle(folder: Path, bundle: Bundle, *, verify: bool) -> None:
 
 def print_head(folder: Path, bundle: Bundle) -> None:
     """Name, origin and limits."""
-    limits, defaults, tokenizer = bundle.limits, bundle.defaults, bundle.tokenizer
+    limits, defaults = bundle.limits, bundle.defaults
     facts = {
         "family": bundle.family,
         "sha256": bundle.sha256,
@@ -29,11 +30,18 @@ def print_head(folder: Path, bundle: Bundle) -> None:
         "sizes": f"{limits.min_px} to {limits.max_px} px, multiples of {limits.multiple_px}",
         "defaults": f"{defaults.height} × {defaults.width} px, {defaults.num_inference_steps} steps of "
         f"{defaults.scheduler}, guidance {defaults.guidance_scale:g}",
-        "prompts": f"up to {tokenizer.max_chunks} chunks of {tokenizer.max_tokens} tokens, clip skip 0 to "
-        f"{bundle.max_clip_skip}",
+        "prompts": f"{prompts_text(bundle.tokenizer, masked=bundle.masked)}, clip skip 0 to {bundle.max_clip_skip}",
         "latents": f"{bundle.latents.channels} channels, {bundle.latents.factor} px each way",
     }
     print_table(f"bundle '{bundle.name}' in {folder}", ("what", "is"), list(facts.items()))
+
+
+def prompts_text(tokenizer: Tokenizer, *, masked: bool) -> str:
+    """How long prompts may be, and what becomes of them."""
+    if isinstance(tokenizer, Chunked):
+        return f"up to {tokenizer.max_chunks} chunks of {tokenizer.max_tokens} tokens"
+    how = "masked" if masked else "not masked"
+    return f"in a template, up to {tokenizer.max_tokens} tokens in multiples of {tokenizer.multiple}, {how}"
 
 
 def print_graphs(bundle: Bundle) -> None:

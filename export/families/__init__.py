@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.binding import Precision
-from engine.errors import SourceError, ZturboError
+from engine.errors import OptionInvalid, SourceError, ZturboError
 from engine.schema import Defaults, Guidance, Latents, Limits, LoraInputs
 from export.graph import GraphSpec
 from export.source import RESAVE, read_index, read_json
@@ -36,10 +36,12 @@ class ModelOptions:
     """What is asked of a model beside what its folder holds.
 
     loras: to add to the weights. lora_rank: the greatest rank of LoRAs that the denoiser takes as inputs; 0 for none.
+    masked: whether rows of different lengths may share a batch, where the family's prompts are captions of a template.
     """
 
     loras: tuple[FusedLoraFile, ...] = ()
     lora_rank: int = 0
+    masked: bool = False
 
 
 PLAIN = ModelOptions()
@@ -52,8 +54,9 @@ class Model:
 
     components: the folders that its hash covers. tokenizers: those of them that read prompts; all must give the first
     one's ids. graphs: their names, in the order they run in; specs makes those of one precision, with fresh modules on
-    each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt. vocabulary: how many token ids the
-    conditioning takes. large: whether fp32 graphs are written on request only.
+    each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt; of a templated prompt, of the whole,
+    and 1. multiple: what a templated prompt is padded to; None where prompts are chunks. masked: as bundle.json has it.
+    vocabulary: how many token ids the conditioning takes. large: whether fp32 graphs are written on request only.
     loras: what specs adds to the weights, each with its hash.
     """
 
@@ -76,6 +79,13 @@ class Model:
     lora_inputs: LoraInputs | None
     graphs: tuple[str, ...]
     specs: Callable[[Precision], tuple[GraphSpec, ...]]
+    multiple: int | None = None
+    masked: bool = False
+
+    @property
+    def least_tokens(self) -> int:
+        """The fewest tokens of a prompt, padding included; every number of them is a multiple of it."""
+        return self.max_tokens if self.multiple is None else self.multiple
 
 
 def open_model(source: Path, options: ModelOptions = PLAIN) -> Model:
@@ -87,6 +97,7 @@ def open_model(source: Path, options: ModelOptions = PLAIN) -> Model:
     try:
         model: Model = family.open_model(source, options)
         _check_sane(model)
+        _check_masked(model, options)
     except ZturboError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -112,6 +123,14 @@ def _check_sane(model: Model) -> None:
                 str(model.source), actual=f"configs that make {name} {value}", allowed=f"{least} to {most}",
                 remedy=RESAVE,
             )  # fmt: skip
+
+
+def _check_masked(model: Model, options: ModelOptions) -> None:
+    if options.masked and not model.masked:
+        raise OptionInvalid(
+            "export, masked", actual=f"a mask of captions for family '{model.family}'",
+            allowed="a family whose prompts stand in a template, as zimage", remedy="Leave --masked out.",
+        )  # fmt: skip
 
 
 def family_of(source: Path) -> str:

@@ -77,17 +77,17 @@ GARBAGE = {
     "a number": b"7",
     "null": b"null",
     "no keys": b"{}",
-    "version alone": b'{"version": 4}',
-    "not UTF-8": b'{"version": 4, "name": "\xff"}',
-    "a key not UTF-8": b'{"version": 4, "\xff": 1}',
-    "a lone surrogate": b'{"version": 4, "name": "\\ud800"}',
-    "UTF-16": '{"version": 4}'.encode("utf-16"),
-    "a byte order mark": b'\xef\xbb\xbf{"version": 4}',
-    "two": b'{"version": 4}{"version": 4}',
+    "version alone": b'{"version": 5}',
+    "not UTF-8": b'{"version": 5, "name": "\xff"}',
+    "a key not UTF-8": b'{"version": 5, "\xff": 1}',
+    "a lone surrogate": b'{"version": 5, "name": "\\ud800"}',
+    "UTF-16": '{"version": 5}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"version": 5}',
+    "two": b'{"version": 5}{"version": 5}',
     "NaN": b'{"version": NaN}',
     "deep": b"[" * 1_000_000,
-    "deep in an unknown key": b'{"x":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b',"version":4}',
-    "deep in a known key": b'{"version": 4, "name": ' + b'{"a":' * 1_000_000,
+    "deep in an unknown key": b'{"x":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b',"version":5}',
+    "deep in a known key": b'{"version": 5, "name": ' + b'{"a":' * 1_000_000,
     "a long number": b'{"version": ' + b"9" * 10_000 + b"}",
 }
 
@@ -108,21 +108,21 @@ def test_every_beginning_of_the_file_is_refused(own_bundle, raw):
             decode_bundle(raw[:length], own_bundle / FILE)
 
 
-@pytest.mark.parametrize("version", [0, -1, 1, 2, 3, 5, 99, 10**30])
+@pytest.mark.parametrize("version", [0, -1, 1, 2, 3, 4, 6, 99, 10**30])
 def test_another_version(refused, own_bundle, raw, version):
-    (own_bundle / FILE).write_bytes(raw.replace(b'"version": 4', b'"version": %d' % version))
+    (own_bundle / FILE).write_bytes(raw.replace(b'"version": 5', b'"version": %d' % version))
     error = refused(own_bundle, BundleVersion)
-    assert (error.actual, error.allowed) == (f"version {version}", "version 4")
+    assert (error.actual, error.allowed) == (f"version {version}", "version 5")
 
 
 def test_another_version_is_told_before_its_unknown_keys(refused, own_bundle):
-    (own_bundle / FILE).write_bytes(b'{"version": 5, "new": {"schema": []}}')
+    (own_bundle / FILE).write_bytes(b'{"version": 6, "new": {"schema": []}}')
     refused(own_bundle, BundleVersion)
 
 
 @pytest.mark.parametrize("version", [b'"3"', b"null", b"1.5", b"true", b"[1]", b"{}"])
 def test_a_version_of_another_type(refused, own_bundle, raw, version):
-    (own_bundle / FILE).write_bytes(raw.replace(b'"version": 4', b'"version": ' + version))
+    (own_bundle / FILE).write_bytes(raw.replace(b'"version": 5', b'"version": ' + version))
     assert "version" in refused(own_bundle, BundleInvalid).actual
 
 
@@ -168,7 +168,7 @@ def test_a_stale_hash_is_named(refused, own_bundle, raw):
 def test_unknown_and_missing_keys_are_refused_in_every_object(raw, own_bundle):
     body = json.loads(raw)
     free = {"made_with", "settings", "carried", "files", "variants", "dims", "fp16_error", "schedulers", "refused"}
-    may_lack = {"origin", "carried", "hoisted_from", "only_with", "loras", "lora_inputs", "largest"}
+    may_lack = {"origin", "carried", "hoisted_from", "only_with", "loras", "lora_inputs", "largest", "masked"}
     for path in list(paths_of(body)):
         if not isinstance(at(body, path), dict) or (path and path[-1] in {*free, "largest"}):
             continue
