@@ -95,14 +95,14 @@ class Catalog:
     """What was found.
 
     sets: that can run here. problems: why others cannot that are for this version and GPU. others: folders of plans for
-    another version or GPU, or of another precision. chunk: the tokens of a prompt's chunk.
+    another version or GPU, or of another precision. usual: the tokens that a profile need not name.
     """
 
     precision: PlanPrecision
     sets: tuple[PlanSet, ...]
     problems: tuple[PlanError, ...]
     others: tuple[str, ...]
-    chunk: int
+    usual: tuple[int, int]
 
     @property
     def profiles(self) -> list[tuple[Profile, PlanSet, int]]:
@@ -170,7 +170,7 @@ def find_plans(folder: Path, bundle: Bundle, precision: PlanPrecision, dialect: 
                 problems.append(error)
             else:
                 sets.setdefault(plans.name, plans)
-    return Catalog(precision, tuple(sets.values()), tuple(problems), tuple(others), bundle.tokenizer.lengths.step)
+    return Catalog(precision, tuple(sets.values()), tuple(problems), tuple(others), bundle.tokenizer.usual)
 
 
 @dataclass(frozen=True, slots=True)

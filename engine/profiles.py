@@ -2,8 +2,9 @@
 
 Text is `WIDTHxHEIGHT@MIN-MAX` (`256@2`, `768x512@1-4`) or `dynamic:MIN_PX-MAX_PX@MIN-MAX`, where @ counts denoiser
 rows: a guided sample takes two. `tMIN-MAX` behind it counts the tokens of a prompt in whole chunks, padding included
-(`256@2t77-231`); without it there is one chunk. A word such as `default` stands for the profiles that
-profile_sets.json gives the bundle's family under it. Knows the bundle's limits; does not know what a plan is.
+(`256@2t77-231`); without it there is one chunk, or any number of tokens where prompts stand in a template. A word such
+as `default` stands for the profiles that profile_sets.json gives the bundle's family under it. Knows the bundle's
+limits; does not know what a plan is.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def parse_profile(text: str, bundle: Bundle) -> Profile:
         "rows": rows, "samples": Range((rows.min + 1) // 2, (rows.max + 1) // 2, rows.max),
         "width": width, "height": height, "draws": Range(1, 1, MAX_DRAWS), "tokens": tokens,
     }  # fmt: skip
-    behind = tokens_text(tokens.min, tokens.max, bundle.tokenizer.lengths.step)
+    behind = tokens_text(tokens.min, tokens.max, bundle.tokenizer.usual)
     return Profile(_canonical(fields, rows) + behind, symbols)
 
 
@@ -135,7 +136,8 @@ def _template_sizes(bundle: Bundle) -> dict[str, str]:
 
     default: the size that a request gets by default, as a profile writes it; width, height: its sides. min, max: the
     least and the greatest side. long, short: sides of about 4:3 and the default's area, in steps that halve well (of
-    1024 they are 1152 and 896). chunk, chunks: the tokens of one chunk of a prompt, and of three.
+    1024 they are 1152 and 896). chunk, chunks: the tokens of one chunk of a prompt, and of three; in a template, of
+    the shortest prompts, and of three times that.
     """
     limits, defaults = bundle.limits, bundle.defaults
     step, side = limits.multiple_px, math.sqrt(defaults.width * defaults.height)
@@ -190,18 +192,18 @@ def _rows(text: str, low: int, high: int) -> Range:
 
 
 def _tokens(text: str, fields: dict[str, int], bundle: Bundle) -> Range:
-    """Tuned for the least: most prompts are short, and the tokens are few beside the pixels."""
-    lengths = bundle.tokenizer.lengths
-    low = fields.get("least", lengths[0])
-    high = fields.get("most", low)
+    entry = bundle.tokenizer
+    lengths, (least, most) = entry.lengths, entry.usual
+    low = fields.get("least", least)
+    high = fields.get("most", low if "least" in fields else most)
     for value in (low, high):
         if value not in lengths:
             allowed = f"multiples of {lengths.step} from {lengths[0]} to {lengths[-1]} tokens"
-            remedy = f"A chunk of a prompt for '{bundle.name}' has {lengths.step}."
+            remedy = f"Prompts for '{bundle.name}' are filled up to a multiple of {lengths.step}."
             raise _invalid(text, f"{value} tokens", allowed, remedy)
     if low > high:
         raise _invalid(text, f"{low}-{high} tokens", "MIN ≤ MAX", "Swap the two.")
-    return Range(low, low, high)
+    return Range(low, entry.tuned(low, high), high)
 
 
 def _sizes(text: str, fields: dict[str, int], bundle: Bundle) -> tuple[Range, Range]:
@@ -238,17 +240,17 @@ def size_text(width: int, height: int) -> str:
     return f"{width}" if width == height else f"{width}x{height}"
 
 
-def tokens_text(low: int, high: int, chunk: int) -> str:
-    """Tokens as profiles write them: nothing for one chunk, else `t154`, `t77-231`."""
-    if low == high == chunk:
+def tokens_text(low: int, high: int, usual: tuple[int, int]) -> str:
+    """Tokens as profiles write them: nothing for the usual ones, else `t154`, `t77-231`."""
+    if (low, high) == usual:
         return ""
     return f"t{low}" + (f"-{high}" if high > low else "")
 
 
-def dims_text(dims: Dims, chunk: int) -> str:
-    """The profile that covers these dims and nothing else. chunk: the tokens of one."""
+def dims_text(dims: Dims, usual: tuple[int, int]) -> str:
+    """The profile that covers these dims and nothing else. usual: the tokens that a profile need not name."""
     size, tokens = size_text(dims["width"], dims["height"]), dims["tokens"]
-    return f"{size}@{dims['rows']}{tokens_text(tokens, tokens, chunk)}"
+    return f"{size}@{dims['rows']}{tokens_text(tokens, tokens, usual)}"
 
 
 def _invalid(text: str, actual: str, allowed: str, remedy: str) -> ProfileInvalid:

@@ -31,6 +31,15 @@ class Chunked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return range(self.max_tokens, self.max_tokens * self.max_chunks + 1, self.max_tokens)
 
     @property
+    def usual(self) -> tuple[int, int]:
+        """The least and the greatest length that a profile covers which names none: one chunk, as most prompts have."""
+        return self.max_tokens, self.max_tokens
+
+    def tuned(self, low: int, high: int) -> int:  # noqa: ARG002
+        """The length that a profile of these lengths is tuned for: most prompts have one chunk."""
+        return low
+
+    @property
     def special_ids(self) -> dict[str, int]:
         """The ids that the file must know, by field."""
         return {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
@@ -56,6 +65,15 @@ class Templated(
     def lengths(self) -> range:
         """The numbers of tokens that a prompt can have, padding included."""
         return range(self.multiple, self.max_tokens + 1, self.multiple)
+
+    @property
+    def usual(self) -> tuple[int, int]:
+        """The least and the greatest length that a profile covers which names none: all, as captions have any."""
+        return self.multiple, self.max_tokens
+
+    def tuned(self, low: int, high: int) -> int:
+        """The length that a profile of these lengths is tuned for: the middle one."""
+        return (low + high) // 2 // self.multiple * self.multiple
 
     @property
     def special_ids(self) -> dict[str, int]:

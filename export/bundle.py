@@ -29,10 +29,11 @@ from export.place import placed_folder
 from export.solver import COLUMNS
 from export.source import source_sha256
 from export.tables import write_tables
-from export.tokenizer import check_same, export_tokenizer
+from export.tokenizer import check_same, export_templated, export_tokenizer
 from export.variants import Cases, Errors, Recorded, Variant, export_variant, runs
 
 Progress = Callable[[str, int, int], None]
+LoraFiles = Sequence[tuple[Path, float]]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "reference.npz"}
 
@@ -40,8 +41,7 @@ FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "re
 def export_bundle(
     source: Path, out: Path, *, precisions: Sequence[Precision] | None = None, schedulers: Sequence[str] | None = None,
     etas: Sequence[float] = (), cache: Path | None = None, device: str = "cpu", origin: str = "folder",
-    loras: Sequence[tuple[Path, float]] = (), lora_rank: int = 0, masked: bool = False,
-    on_progress: Progress | None = None,
+    loras: LoraFiles = (), lora_rank: int = 0, masked: bool = False, on_progress: Progress | None = None,
 ) -> Bundle:  # fmt: skip
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
@@ -80,7 +80,7 @@ def export_bundle(
         return write_bundle(bundle, folder, out)
 
 
-def options_of(loras: Sequence[tuple[Path, float]], lora_rank: int, *, masked: bool) -> ModelOptions:
+def options_of(loras: LoraFiles, lora_rank: int, *, masked: bool) -> ModelOptions:
     """What is asked of a model beside what its folder holds."""
     files = tuple(FusedLoraFile(path, weight) for path, weight in loras)
     return ModelOptions(loras=files, lora_rank=lora_rank, masked=masked)
@@ -136,6 +136,9 @@ def placed(specs: tuple[GraphSpec, ...], device: str) -> tuple[GraphSpec, ...]:
 def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
     """Write tokenizer.json, compared with the source's own, of which a second one must give the same ids."""
     first, *others = (model.source / name for name in model.tokenizers)
+    if model.multiple is not None:
+        path = folder / FILES["tokenizer"]
+        return export_templated(first, path, multiple=model.multiple, max_tokens=model.max_tokens)
     ids = export_tokenizer(first, folder / FILES["tokenizer"], model.max_tokens)
     for other in others:
         check_same(first, other)
@@ -150,7 +153,7 @@ def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:
     cases, ranges = Cases(), Ranges()
     for spec in specs:
         for seed, (case, sizes) in enumerate(reference.cases(model).items()):
-            inputs = reference.seeded_inputs(spec.inputs, sizes, seed, model.vocabulary)
+            inputs = reference.seeded_inputs(spec.inputs, sizes, seed, model)
             with ranges.watch(spec):
                 cases.setdefault(spec.name, {})[case] = (inputs, run_module(spec, inputs))
     file = TableFile((folder / FILES["tables"]).read_bytes())

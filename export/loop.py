@@ -16,7 +16,7 @@ from engine.tablefile import Stored
 from engine.wiring import IMAGES, LORA, launched
 from export.families import Model
 from export.graph import GraphSpec
-from export.reference import Arrays, loop_dims, lora_values, relative_error
+from export.reference import Arrays, loop_dims, lora_values, relative_error, token_weights
 from export.solver import COLUMNS, ROWS, Table
 
 EVALUATIONS = 4
@@ -83,7 +83,7 @@ def host_inputs(model: Model, table: Table, dims: Mapping[str, int]) -> Arrays:
     return {
         **lora,
         "input_ids": input_ids,
-        "token_weights": rng.uniform(0.8, 1.2, (rows, dims["tokens"])).astype(np.float32),
+        "token_weights": token_weights(model, (rows, dims["tokens"]), 0.2, rng),
         "clip_skip": np.zeros(rows, np.int32),
         "time_ids": np.array([[*size, 0, 0, *size]] * rows, np.float32),
         "table": padded(table)[None],

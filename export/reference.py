@@ -47,27 +47,37 @@ def loop_dims(model: Model) -> dict[str, int]:
     return {**by_case["default"], "height": size["height"], "width": size["width"]}
 
 
-def seeded_inputs(bindings: Sequence[Binding], dims: Dims, seed: int, vocabulary: int) -> Arrays:
+def seeded_inputs(bindings: Sequence[Binding], dims: Dims, seed: int, model: Model) -> Arrays:
     """Arrays for a graph's inputs: indices that are valid at dims, standard normal elsewhere."""
     rng = np.random.default_rng(seed)
-    return {b.name: _values(b, dims, rng, vocabulary).astype(b.dtype) for b in bindings}
+    return {b.name: _values(b, dims, rng, model).astype(b.dtype) for b in bindings}
 
 
-def _values(binding: Binding, dims: Dims, rng: np.random.Generator, vocabulary: int) -> Array:
+def token_weights(model: Model, shape: tuple[int, ...], spread: float, rng: np.random.Generator) -> Array:
+    """(rows, tokens): weights around 1 by spread; of prompts in a template 1 where a row has tokens and 0 where it is
+    padded, which without a mask is less than what prompts are padded to.
+    """
+    if model.multiple is None:
+        return rng.uniform(1 - spread, 1 + spread, shape).astype(np.float32)
+    rows, tokens = shape
+    padding = rng.integers(0, tokens if model.masked else model.multiple, rows)
+    return (np.arange(tokens) < tokens - padding[:, None]).astype(np.float32)
+
+
+def _values(binding: Binding, dims: Dims, rng: np.random.Generator, model: Model) -> Array:
     shape = binding.resolve(dims)
     rows, samples = dims["rows"], dims["samples"]
     limits = {
-        "input_ids": vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples,
+        "input_ids": model.vocabulary, "row": 100, "cond_row": rows, "uncond_row": rows, "sample_of_row": samples,
         "clip_skip": 2, "image": 256,
     }  # fmt: skip
-    ranges = {
-        "timestep": (0.0, 1000.0), "token_weights": (0.5, 1.5), "guidance_scale": (0.0, 10.0),
-        "time_ids": (0.0, 1024.0),
-    }  # fmt: skip
+    ranges = {"timestep": (0.0, 1000.0), "guidance_scale": (0.0, 10.0), "time_ids": (0.0, 1024.0)}
     if binding.name in limits:
         return rng.integers(0, limits[binding.name], shape)
     if binding.name in ranges:
         return rng.uniform(*ranges[binding.name], shape)
+    if binding.name == "token_weights":
+        return token_weights(model, shape, 0.5, rng)
     if binding.name == "mask":
         return rng.integers(0, 3, shape) / 2
     if binding.name == LORA:

@@ -23,6 +23,7 @@ LEARNED = "a learned variance is a second output of the model"
 REFUSED_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "thresholding": (bool, "dynamic thresholding is not linear in the model's output"),
     "clip_sample": (bool, "clipping the predicted sample is not linear in the model's output"),
+    "use_dynamic_shifting": (bool, "its steps depend on the picture's size, and a table only on how many there are"),
     "variance_type": (lambda v: str(v).startswith("learned"), LEARNED),
 }
 """Settings, the values of them that are refused, and why."""

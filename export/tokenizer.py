@@ -1,4 +1,4 @@
-"""A source tokenizer → one tokenizer.json of text alone: the runtime adds bos, eos and padding, chunk by chunk.
+"""A source tokenizer → one tokenizer.json of text alone, and what the runtime adds to a text: chunks or a template.
 
 Does not know how prompts are used.
 """
@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import CLIPTokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer, Qwen2Tokenizer
 
 from engine.errors import ExportMismatch, SourceError
+from engine.tokens import Templated
 from export.source import RESAVE
 
 SAMPLES = ("a cat", "A Cat!  left of 2 pizzas, on white", "naïve café 北京 🙂", "", "word " * 200)
+EDGES = (
+    "\n\na cat", "  a cat \t\r\n", "\u0301 e\u0301", "<|im_end|>\n<|im_start|>user\na <|endoftext|>",
+    "<think>a</think>", "<tool_response>a</tool_response>", "{{ a }} {% b %}", "word " * 2000,
+)  # fmt: skip
+"""Of a templated prompt also: what joins the template's own text, is a word of it, or is longer than there is room."""
+SENTINELS = ("a text of zturbo", "another of them")
 
 
 def export_tokenizer(folder: Path, path: Path, max_tokens: int) -> dict[str, int]:
@@ -23,20 +31,75 @@ def export_tokenizer(folder: Path, path: Path, max_tokens: int) -> dict[str, int
     Raises SourceError where the folder has no tokenizer, ExportMismatch where the ids differ.
     """
     source = _read(folder)
+    reread, ids = _saved(source, path), _special_ids(source)
+    for text in SAMPLES:
+        expected = source(text, padding="max_length", max_length=max_tokens, truncation=True).input_ids
+        _check_ids(text, one_chunk(reread, text, max_tokens, **ids), expected)
+    return ids
+
+
+def export_templated(folder: Path, path: Path, *, multiple: int, max_tokens: int) -> Templated:
+    """Write tokenizer.json, and find the template around a text by rendering the source's own chat template.
+
+    Compared with what diffusers' pipeline makes of sample texts: a message of the user, rendered, tokenized, cut at
+    max_tokens. Raises SourceError where the folder has no such tokenizer, ExportMismatch where the ids differ.
+    """
+    source = _read(folder, Qwen2Tokenizer)
+    prefix, suffix = _template(folder, source)
+    reread = _saved(source, path)
+    for text in (*SAMPLES, *EDGES):
+        asked = source(_rendered(folder, source, text), padding="max_length", max_length=max_tokens, truncation=True)
+        expected = [token for token, real in zip(asked.input_ids, asked.attention_mask, strict=True) if real]
+        _check_ids(text, reread.encode(prefix + text + suffix).ids[:max_tokens], expected)
+    return Templated(
+        file=path.name, prefix=prefix, suffix=suffix, pad_id=source.pad_token_id, multiple=multiple,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+
+
+def _template(folder: Path, source: Any) -> tuple[str, str]:
+    """What stands before and after a text. Raises SourceError where there is no such thing, or nothing pads."""
+    vocabulary = source.get_vocab()
+    if missing := [byte for byte in ByteLevel.alphabet() if byte not in vocabulary]:
+        raise _unusable(
+            folder, f"a vocabulary without {len(missing)} of the 256 bytes"
+        )  # a folder without one has none
+    if source.pad_token_id is None:
+        raise _unusable(folder, "no padding token")
+    first, *others = (_rendered(folder, source, text).split(text) for text in SENTINELS)
+    if len(first) != 2 or others != [first]:
+        raise _unusable(folder, "a chat template that does not put a text once between two others")
+    return first[0], first[1]
+
+
+def _rendered(folder: Path, source: Any, text: str) -> str:
+    """A text as diffusers' ZImagePipeline gives it to its tokenizer. Raises SourceError."""
+    chat = [{"role": "user", "content": text}]
+    try:
+        return str(source.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=True))
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise _unusable(folder, f"no chat template that works ({type(error).__name__}: {error})") from error
+
+
+def _unusable(folder: Path, actual: str) -> SourceError:
+    return SourceError(str(folder), actual=actual, allowed="the tokenizer of a chat model", remedy=RESAVE)
+
+
+def _saved(source: Any, path: Path) -> Tokenizer:
+    """What the runtime will read: the source's fast tokenizer, without settings of its own for padding and length."""
     target = Tokenizer.from_str(source.backend_tokenizer.to_str())
     target.no_truncation()
     target.no_padding()
     target.save(str(path))
-    reread = Tokenizer.from_file(str(path))
-    ids = _special_ids(source)
-    for text in SAMPLES:
-        expected = source(text, padding="max_length", max_length=max_tokens, truncation=True).input_ids
-        if (found := one_chunk(reread, text, max_tokens, **ids)) != expected:
-            raise ExportMismatch(
-                f"tokenizer.json, text {text[:20]!r}", actual=str(found[:12]), allowed=str(expected[:12]),
-                remedy="Report it: the source tokenizer has a rule that is not exported.",
-            )  # fmt: skip
-    return ids
+    return Tokenizer.from_file(str(path))
+
+
+def _check_ids(text: str, found: list[int], expected: list[int]) -> None:
+    if found != expected:
+        raise ExportMismatch(
+            f"tokenizer.json, text {text[:20]!r}", actual=str(found[:12]), allowed=str(expected[:12]),
+            remedy="Report it: the source tokenizer has a rule that is not exported.",
+        )  # fmt: skip
 
 
 def special_ids(folder: Path) -> dict[str, int]:
@@ -69,13 +132,12 @@ def _special_ids(source: Any) -> dict[str, int]:
     return {"bos_id": source.bos_token_id, "eos_id": source.eos_token_id, "pad_id": source.pad_token_id}
 
 
-def _read(folder: Path) -> Any:
+def _read(folder: Path, kind: Any = CLIPTokenizer) -> Any:
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library behind it raises plain Exception for a damaged file
         raise SourceError(
-            str(folder), actual=f"{type(error).__name__}: {error}", allowed="a saved CLIPTokenizer",
-            remedy=RESAVE,
+            str(folder), actual=f"{type(error).__name__}: {error}", allowed=f"a saved {kind.__name__}", remedy=RESAVE,
         ) from error  # fmt: skip
 
 

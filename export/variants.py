@@ -88,7 +88,7 @@ def write_graph(model: Model, spec: GraphSpec, file: str, folder: Path) -> Graph
     dims = example_dims(reference.cases(model)["default"], model.latents.factor)
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx_from_module(spec, reference.seeded_inputs(spec.inputs, dims, 0, model.vocabulary), path)
+    onnx_from_module(spec, reference.seeded_inputs(spec.inputs, dims, 0, model), path)
     return spec.graph(file)
 
 

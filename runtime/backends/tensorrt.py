@@ -109,7 +109,7 @@ class TensorRTBackend:
 
     def _outside(self, dims: Dims) -> ShapeOutsideProfile:
         asked = ", ".join(f"{name} {dims[name]}" for name in ("rows", "samples", "width", "height", "tokens"))
-        profile = dims_text(dims, self._catalog.chunk)
+        profile = dims_text(dims, self._catalog.usual)
         texts = dict.fromkeys(one.text for one, _, _ in self._catalog.profiles)
         target = str(self._catalog.sets[0].target)
         return ShapeOutsideProfile(

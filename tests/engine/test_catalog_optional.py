@@ -43,7 +43,7 @@ def remove(job):
 def test_an_optional_graph_is_taken_from_a_set_that_has_it(shelf):
     backend = shelf.open()
     catalog = backend._catalog
-    dims = {**DIMS, "tokens": catalog.chunk}
+    dims = {**DIMS, "tokens": catalog.usual[0]}
     close, other = (catalog.covering(dims, name)[0].name for name in ("denoiser", "encoder"))
     assert (close, other) == ("64@2", EVERY.replace(":", "-"))
     backend.close()

@@ -83,7 +83,7 @@ def test_tokens_are_whole_chunks_and_tuned_for_the_least(bundle):
 def test_what_covers_dims_and_no_more_is_named_as_it_is_asked_for(bundle):
     dims = {"rows": 2, "samples": 1, "height": 256, "width": 128, "draws": 1}
     for tokens, text in ((77, "128x256@2"), (154, "128x256@2t154")):
-        assert dims_text({**dims, "tokens": tokens}, 77) == text == parse_profile(text, bundle).text
+        assert dims_text({**dims, "tokens": tokens}, (77, 77)) == text == parse_profile(text, bundle).text
 
 
 def test_profiles_are_taken_once(bundle):

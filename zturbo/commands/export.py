@@ -35,6 +35,9 @@ def run(
     device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
     lora: Loras = None,
     lora_rank: Annotated[int, typer.Option(help="Of LoRAs that requests may bring, 1 to 128; 0 for none.")] = 0,
+    masked: Annotated[
+        bool, typer.Option("--masked", help="Z-Image: prompt and negative prompt may differ in length.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a model to a bundle, and check every graph against the model."""
@@ -45,7 +48,7 @@ def run(
     names = None if schedulers is None else names_of(schedulers)
     bundle = export_model(
         source, folder, PRECISIONS[precision], device, config=config, schedulers=names, etas=tuple(eta or ()),
-        loras=read_loras(lora), lora_rank=lora_rank,
+        loras=read_loras(lora), lora_rank=lora_rank, masked=masked,
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     size_bytes = sum(entry.size_bytes for entry in bundle.files.values())
@@ -73,6 +76,7 @@ def export_model(
     etas: Sequence[float] = (),
     loras: Sequence[tuple[Path, float]] = (),
     lora_rank: int = 0,
+    masked: bool = False,
 ) -> Bundle:
     """Export with a progress bar. Raises what `export_bundle` raises, and ZturboError without the extra `export`."""
     check_writable(folder.parent)
@@ -84,5 +88,5 @@ def export_model(
     with progress() as advance:
         return export_bundle(
             origin.folder, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device,
-            origin=origin.text, on_progress=advance, loras=loras, lora_rank=lora_rank,
+            origin=origin.text, on_progress=advance, loras=loras, lora_rank=lora_rank, masked=masked,
         )  # fmt: skip
