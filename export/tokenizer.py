@@ -45,6 +45,7 @@ def export_templated(folder: Path, path: Path, *, multiple: int, max_tokens: int
     max_tokens. Raises SourceError where the folder has no such tokenizer, ExportMismatch where the ids differ.
     """
     source = _read(folder, Qwen2Tokenizer)
+    _check_vocabulary(folder, source)
     prefix, suffix = _template(folder, source)
     reread = _saved(source, path)
     for text in (*SAMPLES, *EDGES):
@@ -57,15 +58,17 @@ def export_templated(folder: Path, path: Path, *, multiple: int, max_tokens: int
     )  # fmt: skip
 
 
-def _template(folder: Path, source: Any) -> tuple[str, str]:
-    """What stands before and after a text. Raises SourceError where there is no such thing, or nothing pads."""
+def _check_vocabulary(folder: Path, source: Any) -> None:
+    """Raise SourceError where texts would lose bytes, as of a folder without a vocabulary, or where nothing pads."""
     vocabulary = source.get_vocab()
     if missing := [byte for byte in ByteLevel.alphabet() if byte not in vocabulary]:
-        raise _unusable(
-            folder, f"a vocabulary without {len(missing)} of the 256 bytes"
-        )  # a folder without one has none
+        raise _unusable(folder, f"a vocabulary without {len(missing)} of the 256 bytes")
     if source.pad_token_id is None:
         raise _unusable(folder, "no padding token")
+
+
+def _template(folder: Path, source: Any) -> tuple[str, str]:
+    """What stands before and after a text. Raises SourceError where there is no such thing."""
     first, *others = (_rendered(folder, source, text).split(text) for text in SENTINELS)
     if len(first) != 2 or others != [first]:
         raise _unusable(folder, "a chat template that does not put a text once between two others")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from engine.bundle import Bundle, load_bundle
 from engine.errors import ProfileInvalid
 from engine.profiles import MAX_NAME, dims_text, named_sets, parse_profile, parse_profiles, read_set_name, set_name
 from engine.schema import Defaults, Limits
+from engine.tokens import Templated
 from tests.toy_bundle import write_bundle
 
 SAMPLE = Binding(name="sample", dtype="float16", shape=("rows", 4, "height/8", "width/8"), lifetime="transient")
@@ -162,6 +164,56 @@ def test_every_set_is_within_the_bundles_limits(bundle, side, low, high, step):
     odd = of_size(bundle, side, low, high, step)
     for name in named_sets(odd):
         assert parse_profiles([name], odd), name
+
+
+def templated(bundle: Bundle, **changes: Any) -> Bundle:
+    """The bundle as one of Z-Image's sizes, whose prompts stand in a template."""
+    entry = Templated(file="tokenizer.json", prefix="a", suffix="b", pad_id=0, **changes)
+    return msgspec.structs.replace(of_size(bundle, 1024, 512, 2048, 16, family="zimage"), tokenizer=entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "tokens"),
+    [
+        ("1024@1", "1024@1", (32, 256, 512)), ("1024@1t32-512", "1024@1", (32, 256, 512)),
+        ("1024@1t32", "1024@1t32", (32, 32, 32)), ("1024@1t64-64", "1024@1t64", (64, 64, 64)),
+        ("1280x720@1-2t32-96", "1280x720@1-2t32-96", (32, 64, 96)),
+        ("dynamic:512-2048@1t480-512", "dynamic:512-2048@1t480-512", (480, 480, 512)),
+    ],
+)  # fmt: skip
+def test_a_profile_of_templated_prompts_covers_every_length_unless_it_names_some(bundle, text, canonical, tokens):
+    zimage = templated(bundle)
+    profile = parse_profile(text, zimage)
+    assert (profile.text, profile.symbols["tokens"]) == (canonical, tokens)
+    name = set_name([profile], "fp16")
+    assert read_set_name(name, zimage)[0] == (profile,)
+
+
+def test_the_profile_of_one_templated_length_is_named_by_it(bundle):
+    zimage = templated(bundle)
+    dims = {"width": 1024, "height": 1024, "rows": 1}
+    for tokens in zimage.tokenizer.lengths:
+        text = dims_text({**dims, "tokens": tokens}, zimage.tokenizer.usual)
+        assert text == f"1024@1t{tokens}"
+        assert parse_profile(text, zimage).covers({**dims, "tokens": tokens})
+    only = templated(bundle, max_tokens=32)
+    assert dims_text({**dims, "tokens": 32}, only.tokenizer.usual) == "1024@1" == parse_profile("1024@1t32", only).text
+
+
+@pytest.mark.parametrize("text", ["1024@1t77", "1024@1t0", "1024@1t544", "1024@1t32-40", "1024@1t64-32"])
+def test_other_lengths_of_templated_prompts_are_refused(bundle, text):
+    with pytest.raises(ProfileInvalid, match=r"multiples of 32 from 32 to 512 tokens|MIN ≤ MAX"):
+        parse_profile(text, templated(bundle))
+
+
+def test_the_sets_of_zimage_cover_every_prompt(bundle):
+    zimage = templated(bundle)
+    assert texts("default", zimage) == ["1024@1-2"]
+    assert texts("shapes", zimage) == ["1024@1-2", "896x1152@1-2", "1152x896@1-2"]
+    assert texts("short", zimage) == ["1024@1-2t32-96"]
+    for name in named_sets(zimage):
+        covered = [profile.symbols["tokens"] for profile in parse_profiles([name], zimage)]
+        assert name == "short" or all((one.min, one.max) == (32, 512) for one in covered)
 
 
 def test_an_unknown_name_tells_the_sets_and_the_forms(bundle):

@@ -18,6 +18,12 @@ def binding(body, name, wire, kind="inputs"):
     return next(one for one in graph(body, name)[kind] if one["name"] == wire)
 
 
+def templated(body, **changes):
+    """The body's tokenizer as one whose prompts stand in a template."""
+    file = body["tokenizer"]["file"]
+    return {"kind": "templated", "file": file, "prefix": "a", "suffix": "b", "pad_id": 1, **changes}
+
+
 WIRINGS = {
     "a prologue of a graph that is not there": (
         lambda b: graph(b, "conditioning").update(hoisted_from="denoisers"),
@@ -126,6 +132,15 @@ WIRINGS = {
     "a tokenizer that is not listed": (
         lambda b: b["tokenizer"].update(file="none"),
         "file 'none' is used but not listed",
+    ),
+    "a mask with chunks": (lambda b: b.update(masked=True), "a mask of captions, with a tokenizer of chunks"),
+    "prompts cut where they are not padded to": (
+        lambda b: b.update(tokenizer=templated(b, max_tokens=500)),
+        "at most 500 tokens, which is no multiple of 32",
+    ),
+    "prompts shorter than what they are padded to": (
+        lambda b: b.update(tokenizer=templated(b, max_tokens=16)),
+        "at most 16 tokens, which is no multiple of 32",
     ),
     "tables that are not listed": (lambda b: b["files"].pop("tables.npz"), "file 'tables.npz' is used but not listed"),
     "a default scheduler without tables": (lambda b: b["defaults"].update(scheduler="heun"), "scheduler 'heun'"),

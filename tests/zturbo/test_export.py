@@ -20,8 +20,10 @@ def fake_export(monkeypatch, small_bundle, tmp_path):
     (tmp_path / "models" / "emoji").mkdir(parents=True)
     calls = []
 
-    def export_bundle(source, out, *, precisions, schedulers, etas, device, origin, on_progress, loras, lora_rank):
-        calls.append((str(source), str(out), precisions, schedulers, etas, device, origin, loras, lora_rank))
+    def export_bundle(source, out, *, precisions, schedulers, etas, device, origin, on_progress, **more):
+        loras, lora_rank, masked = (more.pop(name) for name in ("loras", "lora_rank", "masked"))
+        assert not more
+        calls.append((str(source), str(out), precisions, schedulers, etas, device, origin, loras, lora_rank, masked))
         on_progress("solver tables", 1, 2)
         return load_bundle(small_bundle)
 
@@ -33,9 +35,9 @@ def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export)
     zturbo("export", "models/emoji")
     zturbo("export", "models/emoji", "--out", "here", "--precision", "fp16", "--device", "cuda:1",
            "--schedulers", "euler dpmpp_2m", "--eta", "0.3", "--eta", "0.5",
-           "--lora", "a.safetensors", "--lora", "b.safetensors:-0.5", "--lora-rank", "16")  # fmt: skip
+           "--lora", "a.safetensors", "--lora", "b.safetensors:-0.5", "--lora-rank", "16", "--masked")  # fmt: skip
     assert fake_export == [
-        ("models/emoji", "trt_models/emoji", None, None, (), "cpu", "folder", [], 0),
+        ("models/emoji", "trt_models/emoji", None, None, (), "cpu", "folder", [], 0, False),
         (
             "models/emoji",
             "here",
@@ -46,6 +48,7 @@ def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export)
             "folder",
             [(Path("a.safetensors"), 1.0), (Path("b.safetensors"), -0.5)],
             16,
+            True,
         ),
     ]
 
@@ -57,7 +60,7 @@ def test_export_makes_a_folder_of_random_weights_and_names_the_bundle_after_them
     assert made == [("sdxl", {"seed": 2, "device": "cpu"})]
     folder = "trt_models/.sources/random-sdxl-2"
     out, origin = "trt_models/random-sdxl-2", "random:sdxl seed:2"
-    assert fake_export == [(folder, out, ("fp16",), None, (), "cpu", origin, [], 0)]
+    assert fake_export == [(folder, out, ("fp16",), None, (), "cpu", origin, [], 0, False)]
 
 
 @pytest.mark.parametrize(

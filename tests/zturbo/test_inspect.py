@@ -10,6 +10,7 @@ from engine.bundle import load_bundle
 from engine.machine import Machine
 from engine.plan import Facts
 from engine.verdict import Comparison, Verdict
+from tests.fake_template import write_templated
 from tests.zturbo.stand_ins import assert_refused, write_plan
 
 
@@ -30,6 +31,13 @@ def test_a_bundle_shows_graphs_bindings_schedulers_and_files(zturbo, small_bundl
         "tokenizer.json",
     ):
         assert word in done.stdout
+
+
+def test_a_bundle_tells_how_long_prompts_may_be(zturbo, small_bundle, tmp_path):
+    write_templated(tmp_path / "zimage", masked=True)
+    assert "up to 3 chunks of 77 tokens, clip skip 0 to 1" in zturbo("inspect", small_bundle).stdout
+    told = zturbo("inspect", tmp_path / "zimage").stdout
+    assert "in a template, up to 512 tokens in multiples of 32, masked" in " ".join(told.split())
 
 
 def test_a_bundle_as_json_is_all_of_bundle_json(zturbo, small_bundle):
