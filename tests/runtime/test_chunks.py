@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.tokens import Tokenizer
+from engine.tokens import Chunked
 from runtime.chunks import Word, chunked
 
 BOUNDED = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 BOS, EOS, PAD = 1000, 1001, 1002
 
 
-def entry(room: int, chunks: int) -> Tokenizer:
-    return Tokenizer(
+def entry(room: int, chunks: int) -> Chunked:
+    return Chunked(
         file="x", max_tokens=room + 2, max_chunks=chunks, bos_id=BOS, eos_id=EOS, pad_id=PAD
     )  # fmt: skip
 
