@@ -51,7 +51,7 @@ class Probe:
 def prepared(scheduler: Any, steps: int) -> Any:
     """A copy of the scheduler with its timesteps set, as the pipelines of its models do it."""
     made = snapshot(scheduler)
-    made.set_timesteps(**_spacing(made, steps))
+    _set_timesteps(made, steps)
     if hasattr(made, "get_lms_coefficient"):
         _quicken_integrals(made)
     if hasattr(made, "_sigma_to_alpha_sigma_t"):
@@ -59,15 +59,16 @@ def prepared(scheduler: Any, steps: int) -> Any:
     return made
 
 
-def _spacing(scheduler: Any, steps: int) -> dict[str, Any]:
-    """What a pipeline gives set_timesteps: of a flow its sigmas before the shift, from 1 to 1/N.
+def _set_timesteps(scheduler: Any, steps: int) -> None:
+    """As pipelines do it: those of a flow give its sigmas before the shift, from 1 to 1/N.
 
     Of the number alone such a scheduler makes sigmas that are shifted already, and shifts them again.
     """
     known = inspect.signature(scheduler.set_timesteps).parameters
     if "sigmas" in known and type(scheduler).__name__.startswith("FlowMatch"):
-        return {"sigmas": torch.linspace(1.0, 1 / steps, steps).tolist()}
-    return {"num_inference_steps": steps}
+        scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist())
+    else:
+        scheduler.set_timesteps(steps)
 
 
 def _remember_alphas(scheduler: Any) -> None:

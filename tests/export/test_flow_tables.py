@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.z_image import pipeline_z_image
 
 from engine.errors import SchedulerUnsupported
+from engine.tablefile import TableFile
 from export.scheduler import make_scheduler, quiet
-from export.solver import AT, Subject
+from export.solver import AT, COLUMNS, Subject, own_scheduler
+from export.tables import write_tables
 
 TURBO: dict[str, Any] = {
     "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
@@ -76,3 +79,23 @@ def test_the_number_of_steps_alone_would_shift_twice() -> None:
 def test_a_shift_by_the_pictures_size_has_no_table() -> None:
     with quiet(), pytest.raises(SchedulerUnsupported, match="use_dynamic_shifting=True: its steps depend"):
         make_scheduler("flow_euler", {**TURBO, "use_dynamic_shifting": True})
+
+
+def test_a_bundles_tables_hold_them_for_1_to_50_steps(tmp_path: Path) -> None:
+    """As they are read back from the file, and no scheduler of betas beside them."""
+    assert own_scheduler(TURBO) == "flow_euler"
+    told = write_tables(TURBO, "flow_euler", tmp_path / "tables.npz", ["flow_euler"], cache=tmp_path / "cache")
+    entry = told.schedulers["flow_euler"]
+    assert (entry.min_steps, entry.max_steps, entry.order, entry.warm) == (1, 100, 1, 0)
+    stored = TableFile((tmp_path / "tables.npz").read_bytes()).table("flow_euler", len(COLUMNS))
+    for steps in range(1, 51):
+        rows, real = stored.at(steps - 1), pipelines_own(TURBO, steps)
+        assert rows[:, AT["v"]].tolist() == real.sigmas.tolist()
+        assert rows[:-1, AT["t"]].tolist() == real.timesteps.tolist()
+    with pytest.raises(SchedulerUnsupported, match="of kind 'flow'"):
+        write_tables(TURBO, "flow_euler", tmp_path / "tables.npz", ["euler"], cache=tmp_path / "cache")
+
+
+def test_an_image_is_noised_as_the_pipeline_does_it() -> None:
+    rows = Subject("flow_euler", make_scheduler("flow_euler", TURBO)).table(8)
+    assert rows[:, AT["u"]].tolist() == (1 - rows[:, AT["v"]]).tolist()
