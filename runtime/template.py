@@ -29,4 +29,4 @@ def framed(text: str, tokenizer: Tokenizer, entry: Templated) -> Framed:
     encoding = tokenizer.encode(entry.prefix + text + entry.suffix)
     end = len(entry.prefix) + len(text)
     beyond = encoding.offsets[entry.max_tokens :]
-    return Framed(tuple(encoding.ids[: entry.max_tokens]), sum(begin < end for begin, _ in beyond))
+    return Framed(tuple(encoding.ids[: entry.max_tokens]), sum(stop <= end for _, stop in beyond))

@@ -124,7 +124,8 @@ def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS
     folder = CACHE / "bundles" / (name or model.name)
     sources = [*model.rglob("*.json"), *model.rglob("*.safetensors"), *(ROOT / "export").rglob("*.py")]
     sources += [
-        ROOT / "engine" / f"{name}.py" for name in ("binding", "bundle", "hoist", "shapes", "tablefile", "wiring")
+        ROOT / "engine" / f"{name}.py"
+        for name in ("binding", "bundle", "hoist", "schema", "shapes", "tablefile", "tokens", "wiring")
     ]
     if not is_newer(folder / "bundle.json", sources):
         if importlib.util.find_spec("torch") is None:

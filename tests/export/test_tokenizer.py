@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from transformers import Qwen2Tokenizer
 from engine.errors import ExportMismatch, SourceError
 from engine.tokens import MAX_TOKENS, MULTIPLE, Templated
 from export import tokenizer as exported
+from export.bundle import write_tokenizer
+from export.families import open_model
 from export.tokenizer import export_templated
 from tests.tiny_qwen import PREFIX, SUFFIX, TEMPLATE, save_qwen_tokenizer
 
@@ -57,6 +60,13 @@ def test_its_ids_are_those_that_the_real_pipeline_reads(folder: Path, text: str)
     entry = export(folder)
     reread = Tokenizer.from_file(str(folder.parent / entry.file))
     assert reread.encode(entry.prefix + text + entry.suffix).ids[:MAX_TOKENS] == pipeline_ids(folder, text)
+
+
+def test_a_model_of_templated_prompts_gets_it_in_its_bundle(folder: Path, tiny_source: Path, tmp_path: Path) -> None:
+    model = replace(open_model(tiny_source), source=folder.parent, multiple=32, max_tokens=512, max_chunks=1)
+    (tmp_path / "out").mkdir()
+    assert write_tokenizer(model, tmp_path / "out") == export(folder)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
 def refused(tmp_path: Path, kind: type[Exception], **changes: Any) -> str:
