@@ -93,6 +93,8 @@ class Tables(Struct, frozen=True):
 
     Row 0 starts the loop; row i replays model evaluation i. A batch's table is padded to `rows`.
     columns: names by position; a reader ignores those it does not know. refused: why a scheduler has none, by name.
+    part_counts: whether a strength that ends within a step makes all of that step, as pipelines of flow models reckon
+    it, or none of it.
     """
 
     file: str
@@ -100,6 +102,7 @@ class Tables(Struct, frozen=True):
     columns: tuple[str, ...]
     schedulers: dict[str, SchedulerEntry]
     refused: dict[str, str]
+    part_counts: bool = False
 
 
 class ReferenceCase(Struct, frozen=True):

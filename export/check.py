@@ -65,7 +65,8 @@ def check_graph(
     """Compare one graph, or the chain that it was split into, with the reference of each case.
 
     graphs: the chain, in order. run: what runs them. cases: {case: (inputs, expected outputs)}, both fp32.
-    fp16_errors: {case: {output: torch's own fp16 error}}. Raises ExportMismatch, which names graph, output, error and tolerance.
+    fp16_errors: {case: {output: torch's own fp16 error}}. Raises ExportMismatch, which names graph, output, error and
+    tolerance.
     """
     for case, (inputs, expected) in cases.items():
         wires = dict(inputs)

@@ -15,7 +15,7 @@ from engine.schema import SchedulerEntry, Tables
 from engine.tablefile import archive, key, packed
 from export import table_cache
 from export.refused import REFUSED_NAMES
-from export.scheduler import offer_of, unsupported
+from export.scheduler import kind_of, offer_of, unsupported
 from export.schedulers import OFFERS, Offer
 from export.solver import COLUMNS, ROWS, Table
 from export.table_cache import Tabled
@@ -56,7 +56,10 @@ def write_tables(
         tables |= dict(zip(where, found.tables, strict=True))
         late |= dict(zip(where, found.late, strict=True)) if found.warm else {}
     path.write_bytes(archive(packed(tables, late)))
-    return Tables(file=path.name, rows=ROWS, columns=COLUMNS, schedulers=entries, refused=refused)
+    return Tables(
+        file=path.name, rows=ROWS, columns=COLUMNS, schedulers=entries, refused=refused,
+        part_counts=kind_of(config) == "flow",
+    )  # fmt: skip
 
 
 def our_name(asked: str) -> str:

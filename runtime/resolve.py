@@ -89,7 +89,8 @@ def _resolve(request: Request, bundle: Bundle, tables: Tables, loras: Loras) -> 
     if request.image is not None:
         _check_takes_images(bundle)
     image = not starts_from_noise(request, strength)
-    table = tables.get(scheduler, steps, eta=eta, begin=begin_of(steps, strength), image=image)
+    begin = begin_of(steps, strength, part_counts=bundle.tables.part_counts)
+    table = tables.get(scheduler, steps, eta=eta, begin=begin, image=image)
     shape = (bundle.latents.channels, height // factor, width // factor)
     _check_shape("latents", request.latents, (request.num_images, *shape))
     _check_shape("noise", request.noise, (request.num_images, table.draws - 1, *shape))

@@ -17,11 +17,15 @@ def strength_of(request: Request) -> float | None:
     return default if request.strength is None else float(request.strength)
 
 
-def begin_of(steps: int, strength: float | None) -> int:
-    """How many of the scheduler's steps are left out. Raises RequestInvalid where none would remain."""
+def begin_of(steps: int, strength: float | None, *, part_counts: bool) -> int:
+    """How many of the scheduler's steps are left out. Raises RequestInvalid where none would remain.
+
+    part_counts: whether a strength that ends within a step makes that step.
+    """
     if strength is None:
         return 0
-    kept = min(int(steps * strength), steps)
+    share = min(steps * strength, steps)
+    kept = steps - int(steps - share) if part_counts else int(share)
     if kept < 1:
         raise RequestInvalid(
             f"request, strength with {steps} steps", actual=f"{strength:g}", allowed=f"{1 / steps:.3g} to 1",

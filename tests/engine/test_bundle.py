@@ -168,7 +168,8 @@ def test_a_stale_hash_is_named(refused, own_bundle, raw):
 def test_unknown_and_missing_keys_are_refused_in_every_object(raw, own_bundle):
     body = json.loads(raw)
     free = {"made_with", "settings", "carried", "files", "variants", "dims", "fp16_error", "schedulers", "refused"}
-    may_lack = {"origin", "carried", "hoisted_from", "only_with", "loras", "lora_inputs", "largest", "masked"}
+    may_lack = {"origin", "carried", "hoisted_from", "only_with", "loras", "lora_inputs", "largest"}
+    may_lack |= {"masked", "part_counts"}
     for path in list(paths_of(body)):
         if not isinstance(at(body, path), dict) or (path and path[-1] in {*free, "largest"}):
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline
 from diffusers.pipelines.z_image import pipeline_z_image
 
 from engine.errors import SchedulerUnsupported
@@ -16,6 +17,7 @@ from engine.tablefile import TableFile
 from export.scheduler import make_scheduler, quiet
 from export.solver import AT, COLUMNS, Subject, own_scheduler
 from export.tables import write_tables
+from runtime.strength import begin_of
 
 TURBO: dict[str, Any] = {
     "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
@@ -86,6 +88,7 @@ def test_a_bundles_tables_hold_them_for_1_to_50_steps(tmp_path: Path) -> None:
     assert own_scheduler(TURBO) == "flow_euler"
     told = write_tables(TURBO, "flow_euler", tmp_path / "tables.npz", ["flow_euler"], cache=tmp_path / "cache")
     entry = told.schedulers["flow_euler"]
+    assert told.part_counts
     assert (entry.min_steps, entry.max_steps, entry.order, entry.warm) == (1, 100, 1, 0)
     stored = TableFile((tmp_path / "tables.npz").read_bytes()).table("flow_euler", len(COLUMNS))
     for steps in range(1, 51):
@@ -94,6 +97,16 @@ def test_a_bundles_tables_hold_them_for_1_to_50_steps(tmp_path: Path) -> None:
         assert rows[:-1, AT["t"]].tolist() == real.timesteps.tolist()
     with pytest.raises(SchedulerUnsupported, match="of kind 'flow'"):
         write_tables(TURBO, "flow_euler", tmp_path / "tables.npz", ["euler"], cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 9, 10, 50])
+def test_a_loop_from_an_image_begins_where_the_pipeline_begins_it(steps: int) -> None:
+    """Of flows a strength of 0.8 makes 7 of 8 steps; of Stable Diffusion 6."""
+    pipeline = SimpleNamespace(scheduler=pipelines_own(TURBO, steps))
+    for strength in (0.001, 0.1, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.99, 1.0):
+        times, kept = ZImageImg2ImgPipeline.get_timesteps(pipeline, steps, strength, "cpu")
+        begin = begin_of(steps, strength, part_counts=True)
+        assert begin == pipeline.scheduler.begin_index == steps - kept == steps - len(times)
 
 
 def test_an_image_is_noised_as_the_pipeline_does_it() -> None:

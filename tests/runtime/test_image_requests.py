@@ -43,6 +43,15 @@ def test_strength_says_how_many_steps_are_made(pipeline, strength, steps, made):
     assert len(seen) == made
 
 
+@pytest.mark.parametrize(("strength", "steps", "made"), [
+    (None, 8, 7), (0.8, 10, 8), (1, 10, 10), (0.3, 10, 3), (0.5, 3, 2), (0.999, 4, 4), (0.01, 8, 1),
+])  # fmt: skip
+def test_of_a_flow_a_strength_that_ends_within_a_step_makes_it(own_bundle, strength, steps, made):
+    edit(own_bundle, lambda body: body["tables"].update(part_counts=True))
+    pipeline = Pipeline(own_bundle, load_bundle(own_bundle), FakeBackend())
+    assert len(run(pipeline, strength=strength, num_inference_steps=steps)) == made
+
+
 @pytest.mark.parametrize("strength", [0.1, 0.5, 1.0])
 def test_it_begins_from_the_image_with_the_noise_of_its_first_step(pipeline, strength):
     pipeline.generate(Request(**CAT, strength=strength, num_inference_steps=10, scheduler="euler"))
