@@ -26,7 +26,7 @@ class Size:
 
 
 def auto_parts(kind: Rates, weights: int, size: Size | None, cores: int, memory_bytes: int | None) -> int:
-    """The parts for a denoiser or a decoder of so many bytes of weights; other graphs are never cut.
+    """The parts for a graph of so many bytes of weights.
 
     Where builds take their time by the node, parts of at least MIN_NODES, no more than cores: they build side by side.
     Everywhere at least so many that one fits into memory_bytes of host memory. size: None where it was not looked at,
@@ -63,7 +63,7 @@ def count_parts(
     Raises OptionInvalid or ExtraMissing.
     """
     kind, weights = rates(dialect, precision), graph_bytes(bundle, graph)
-    auto = asked is None and graph.stage in ("loop", "final")
+    auto = asked is None
     cut = (asked or 1) > 1 or (auto and memory_bytes is not None and memory_parts(kind, weights, memory_bytes) > 1)
     size = size_of(folder, graph, dialect) if cut or kind.seconds_per_node is not None else None
     if asked is not None:

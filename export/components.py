@@ -15,6 +15,7 @@ from torch import nn
 
 from engine.errors import SourceError
 from export.source import read_json
+from export.strided import pad_in_convolutions
 from export.untrusted import open_component, weights_of
 from export.vae_fold import make_fp16_safe
 
@@ -46,11 +47,13 @@ def load_text(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = N
 
 def load_vae(source: Path, dtype: torch.dtype) -> Any:
     """The VAE, so that fp16 holds what it computes; in fp32 the outputs are those of the weights as they lie there.
+    Its encoder pads within its convolutions.
 
     Raises SourceError.
     """
     vae = load(AutoencoderKL, source / "vae", dtype)
     make_fp16_safe(vae)
+    pad_in_convolutions(vae)
     return vae
 
 
