@@ -46,12 +46,13 @@ class Finding:
 
 def audit(
     folder: Path, target: str | None = None, profiles: Sequence[str] | None = None, *, shared: bool = False,
-    precision: PlanPrecision = "fp16", tolerance: float = TOLERANCE, on_progress: OnProgress = lambda _: None,
+    precision: PlanPrecision = "fp16", tolerance: float = TOLERANCE, without: Sequence[str] = (),
+    on_progress: OnProgress = lambda _: None,
 ) -> list[Finding]:  # fmt: skip
     """Judge the plans of the profiles asked for, or where None are, of every set that there is a folder of.
 
     target: None for every one that there is a folder of. Where a target's TensorRT or GPU is not here, the folder's own
-    name says what its plans are to be for. tolerance: as of `build_engines`. Raises BundleError, InvalidInput,
+    name says what its plans are to be for. tolerance, without: as of `build_engines`. Raises BundleError, InvalidInput,
     BuildFailed, OutputError or BackendUnavailable.
     """
     check_tolerance(tolerance)
@@ -66,7 +67,7 @@ def audit(
             for one, kind in sets:
                 asked = Asked(
                     folder=folder, bundle=bundle, site=site, sets=(one,), precision=kind, options=None, parts=None,
-                    cores=1, memory_bytes=None, tolerance=tolerance,
+                    cores=1, memory_bytes=None, tolerance=tolerance, without=tuple(without),
                 )  # fmt: skip
                 findings += _set_findings(asked, on_progress)
     return findings
@@ -158,4 +159,5 @@ def _command(asked: Asked, wanted: list[Wanted]) -> str:
     return build_command(
         asked.folder, str(asked.site.target), " ".join(profile.text for profile in profiles), asked.precision,
         shared=len(profiles) > 1, options=options, parts=parts if parts > 1 else None,
+        without=asked.without,
     )  # fmt: skip

@@ -42,7 +42,7 @@ DEFAULTS = Options()
 def build_engines(
     folder: Path, target: str, profiles: Sequence[str], *, precision: PlanPrecision = "fp16",
     options: Options = DEFAULTS, shared: bool = False, parts: int | None = None, jobs: int | None = None,
-    tolerance: float = TOLERANCE, on_progress: OnProgress = lambda _: None,
+    tolerance: float = TOLERANCE, without: Sequence[str] = (), on_progress: OnProgress = lambda _: None,
 ) -> list[PlanInfo]:  # fmt: skip
     """Build a plan for every graph of a bundle and every profile, where a valid one is not there already.
 
@@ -53,7 +53,8 @@ def build_engines(
     are then timed on a GPU that other builds use: emoji's six plans took as long as the slowest, 231 s (8.6.0, H100,
     16 cores). `jobs=1` times each in peace.
     tolerance: how many times what torch's own fp16 loses against fp32 an fp16 plan may lose to pass the parity gate.
-    on_progress: what it raises ends the build within a second or so; what is finished stays.
+    without: graphs that not every picture needs, to get no plan. on_progress: what it raises ends the build within a
+    second or so; what is finished stays.
     Returns the info of every plan, kept ones too, profile by profile. A build that fails lets those that run finish.
     Raises BundleError, InvalidInput, BackendUnavailable, BuildFailed, ExtraMissing or OutputError.
     """
@@ -65,7 +66,7 @@ def build_engines(
     asked = Asked(
         folder=folder, bundle=bundle, site=site, sets=profile_sets(read, shared), precision=precision,
         options=_options(site, precision, options), parts=parts, cores=usable_cores() if jobs is None else jobs,
-        memory_bytes=free_memory(), tolerance=tolerance,
+        memory_bytes=free_memory(), tolerance=tolerance, without=tuple(without),
     )  # fmt: skip
     _ = [asked.plan(one, graph) for one in asked.sets for graph in asked.graphs]  # raises for what cannot be named
     progress = Progress(on_progress)

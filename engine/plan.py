@@ -270,7 +270,7 @@ def soft_differences(info: PlanInfo, here: Machine) -> list[str]:
 
 def build_command(
     folder: Path, target: str, profiles: str, precision: PlanPrecision = "fp16", *, shared: bool = False,
-    options: Options = DEFAULTS, parts: int | None = None,
+    options: Options = DEFAULTS, parts: int | None = None, without: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """What a user types to build the plans of these profiles, their texts separated by spaces, as they were built."""
     words = ["zturbo", "build", str(folder), "--target", target, "--profiles", profiles]
@@ -278,6 +278,7 @@ def build_command(
     words += ["--shared"] if shared else []
     for name, value in (("parts", parts), ("level", options.level), ("workspace", options.workspace_mib)):
         words += [] if value is None else [f"--{name}", str(value)]
+    words += [word for name in without for word in ("--without", name)]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from engine.binding import Graph, PlanPrecision, variant_of
 from engine.bundle import Bundle, graph_files
 from engine.chain import cut_wires, misfit
-from engine.errors import PlanError, PlanMissing
+from engine.errors import OptionInvalid, PlanError, PlanMissing
 from engine.job import Job
 from engine.parts import denoiser_of
 from engine.plan import (
@@ -44,7 +44,7 @@ class Asked:
 
     sets: the profiles of each set of plans, which has a folder of its own. options: without those that change nothing
     here. parts: None for auto. cores: how many builds may run side by side. memory_bytes: of the host, for builds.
-    tolerance: the parity gate's.
+    tolerance: the parity gate's. without: optional graphs that get no plan.
     """
 
     folder: Path
@@ -57,11 +57,19 @@ class Asked:
     cores: int
     memory_bytes: int | None
     tolerance: float = TOLERANCE
+    without: tuple[str, ...] = ()
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
-        """The graphs that plans are built from."""
-        return self.bundle.graphs(variant_of(self.precision))
+        """The graphs that plans are built from. Raises OptionInvalid for one to be left out that a picture needs."""
+        graphs = self.bundle.graphs(variant_of(self.precision))
+        optional = [graph.name for graph in graphs if graph.optional]
+        if needed := [name for name in self.without if name not in optional]:
+            raise OptionInvalid(
+                "without", actual=needed[0], allowed=", ".join(optional) or "nothing: every graph is needed",
+                remedy="Leave out graphs alone that not every picture needs.",
+            )  # fmt: skip
+        return tuple(graph for graph in graphs if graph.name not in self.without)
 
     @property
     def target_folder(self) -> Path:

@@ -43,12 +43,13 @@ def builds(monkeypatch, small_bundle):
 def test_options_are_handed_on(zturbo, builds, small_bundle):
     done = zturbo(
         "build", small_bundle, "--target", "tensorrt_rtx:8.6", "--profiles", "128@2 batch", "--shared", "--parts", 7,
-        "--precision", "bf16", "--level", 2, "--workspace", 64, "--jobs", 3, "--tolerance", 4,
+        "--precision", "bf16", "--level", 2, "--workspace", 64, "--jobs", 3, "--tolerance", 4, "--without", "encoder",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     assert builds == [{
         "folder": Path(small_bundle), "target": "tensorrt_rtx:8.6", "profiles": ["128@2", "batch"], "shared": True,
         "parts": 7, "precision": "bf16", "options": Options(level=2, workspace_mib=64), "jobs": 3, "tolerance": 4.0,
+        "without": ["encoder"],
     }]  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_defaults(zturbo, builds, small_bundle):
     assert zturbo("build", small_bundle).exit_code == 0
     assert builds == [{
         "folder": Path(small_bundle), "target": "tensorrt", "profiles": ["default"], "shared": False, "parts": None,
-        "precision": "fp16", "options": Options(), "jobs": None, "tolerance": 2.0,
+        "precision": "fp16", "options": Options(), "jobs": None, "tolerance": 2.0, "without": (),
     }]  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_verify_of_sound_plans(zturbo, small_bundle, found):
     done = zturbo("build", small_bundle, "--verify")
     assert done.exit_code == 0
     assert "denoiser 1/2" in done.stdout
-    assert asked == [(None, None, {"shared": False, "precision": "fp16", "tolerance": 2.0})]
+    assert asked == [(None, None, {"shared": False, "precision": "fp16", "tolerance": 2.0, "without": ()})]
     answer = json.loads(zturbo("build", small_bundle, "--verify", "--json").stdout)
     assert (answer["sound"], answer["plans"][0]["state"], answer["commands"]) == (True, "valid", [])
 
@@ -136,7 +137,7 @@ def test_verify_ends_with_1_and_the_command_that_mends_it(zturbo, small_bundle, 
     done = zturbo("build", small_bundle, "--verify", "--target", "tensorrt", "--profiles", "128@2")
     assert done.exit_code == 1
     assert "to mend it: zturbo build x --target y\n" in done.stdout
-    assert found[0] == [("tensorrt", ["128@2"], {"shared": False, "precision": "fp16", "tolerance": 2.0})]
+    assert found[0] == [("tensorrt", ["128@2"], {"shared": False, "precision": "fp16", "tolerance": 2.0, "without": ()})]
     answer = zturbo("build", small_bundle, "--verify", "--json")
     assert answer.exit_code == 1
     assert len(json.loads(answer.stdout)["commands"]) == 2

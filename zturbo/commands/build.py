@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,9 +27,19 @@ INTERRUPTED, UNSOUND = 130, 1
 BUILT = "the plans that are finished stay, and the same command builds the rest"
 CHECKED = "no plan was built; the verdicts that were reached stay"
 REMIND_S = 30
-HEEDED = "--target, --profiles, --shared, --precision and --tolerance"
+HEEDED = "--target, --profiles, --shared, --precision, --tolerance and --without"
 """What --verify heeds."""
 TARGET, PROFILES = "tensorrt", "default"
+Profiles = Annotated[
+    str | None,
+    typer.Option(
+        help="SIZE@ROWS or names of sets, apart by spaces: '256@2 512x256@1-4 dynamic:128-512@1-8 portrait'; "
+        f"default: {PROFILES}."
+    ),
+]
+Without = Annotated[
+    list[str] | None, typer.Option(help="A graph to leave out that not every picture needs: encoder, preview.")
+]
 
 
 def run(
@@ -37,13 +47,7 @@ def run(
     target: Annotated[
         str | None, typer.Option(help=f"tensorrt, tensorrt_rtx, tensorrt_rtx:8.6,8.9 …; default: {TARGET}.")
     ] = None,
-    profiles: Annotated[
-        str | None,
-        typer.Option(
-            help="SIZE@ROWS or names of sets, apart by spaces: '256@2 512x256@1-4 dynamic:128-512@1-8 portrait'; "
-            f"default: {PROFILES}."
-        ),
-    ] = None,
+    profiles: Profiles = None,
     shared: Annotated[bool, typer.Option("--shared", help="One plan per graph, with all the profiles in it.")] = False,
     parts: Annotated[str, typer.Option(help="Of the denoiser, each built by itself: a number, or auto.")] = "auto",
     precision: Annotated[PlanPrecision, typer.Option(help="What the plans compute in.")] = "fp16",
@@ -51,6 +55,7 @@ def run(
     workspace: Annotated[int | None, typer.Option(help="MiB that a layer may take at most; default: all.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Plans built side by side; default: one per core.")] = None,
     tolerance: Annotated[float, typer.Option(help="Times torch's own fp16 error that the gate allows.")] = TOLERANCE,
+    without: Without = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Build nothing: check what is there, write verdicts.")
     ] = False,
@@ -60,7 +65,10 @@ def run(
     words = None if profiles is None else profiles.split()
     if verify:
         refuse_with_verify(parts=None if parts == "auto" else parts, level=level, workspace=workspace, jobs=jobs)
-        check(bundle, target, words, shared=shared, precision=precision, tolerance=tolerance, as_json=as_json)
+        check(
+            bundle, target, words, shared=shared, precision=precision, tolerance=tolerance, without=without or (),
+            as_json=as_json,
+        )  # fmt: skip
         return
     begun = time.perf_counter()
     with building(target or TARGET) as tell:
@@ -69,7 +77,7 @@ def run(
         infos = build_engines(
             bundle, target or TARGET, words if words is not None else [PROFILES], precision=precision,
             options=Options(level=level, workspace_mib=workspace), shared=shared, parts=parts_from(parts), jobs=jobs,
-            tolerance=tolerance, on_progress=tell,
+            tolerance=tolerance, without=without or (), on_progress=tell,
         )  # fmt: skip
     show_built(engines_folder(bundle), infos, time.perf_counter() - begun, as_json=as_json)
 
@@ -154,15 +162,16 @@ def facts(info: PlanInfo) -> dict[str, Any]:
 
 def check(
     bundle: Path, target: str | None, profiles: list[str] | None, *, shared: bool, precision: PlanPrecision,
-    tolerance: float, as_json: bool,
+    tolerance: float, without: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Print what each plan is worth; exit code 1 where one is not sound, with what mends it."""
     with building(target or TARGET, CHECKED) as tell:
         from engine.audit import audit
 
         findings = audit(
-            bundle, target, profiles, shared=shared, precision=precision, tolerance=tolerance, on_progress=tell
-        )
+            bundle, target, profiles, shared=shared, precision=precision, tolerance=tolerance, without=without,
+            on_progress=tell,
+        )  # fmt: skip
     folder = engines_folder(bundle)
     commands = list(dict.fromkeys(finding.command for finding in findings if finding.command))
     if not findings:
