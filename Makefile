@@ -16,6 +16,8 @@ BUNDLE := trt_models/$(MODEL)/bundle.json
 export OMP_WAIT_POLICY ?= PASSIVE
 # Nothing here loads a model from a hub.
 export HF_HUB_OFFLINE ?= 1
+# Tests of one file stay in one process; each process computes on one thread.
+SIDE_BY_SIDE ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +39,7 @@ demo: setup $(BUNDLE) ## export models/emoji, paint 8 prompts: out/demo/sheet.pn
 	$(BIN)/zturbo demo --model models/$(MODEL)
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test-all: setup ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"

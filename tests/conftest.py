@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
+os.environ.setdefault("OMP_NUM_THREADS", "1" if SIDE_BY_SIDE else str(min(2, os.cpu_count() or 1)))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "tests"
+CACHE.mkdir(parents=True, exist_ok=True)
+MAKING = FileLock(CACHE / ".lock")
+"""Held while anything of CACHE is made: several processes may run tests."""
 SCHEDULERS = (
     "euler", "euler_ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "heun", "pndm", "unipc", "lcm",
 )  # fmt: skip
@@ -52,11 +57,12 @@ def own_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
 def tiny_source() -> Path:
     """A model of random weights in diffusers layout; a picture takes it well under a second."""
     folder = CACHE / "models" / "tiny"
-    if not is_newer(folder / "model_index.json", [ROOT / "tests" / "tiny_model.py"]):
-        pytest.importorskip("torch")
-        from tests.tiny_model import save_tiny_model
+    with MAKING:
+        if not is_newer(folder / "model_index.json", [ROOT / "tests" / "tiny_model.py"]):
+            pytest.importorskip("torch")
+            from tests.tiny_model import save_tiny_model
 
-        save_tiny_model(folder)
+            save_tiny_model(folder)
     return folder
 
 
@@ -70,14 +76,15 @@ def tiny_bundle(tiny_source: Path) -> Path:
 def whole_denoiser(tiny_source: Path) -> Path:
     """The fp32 denoiser of `tiny_source` as it is traced, before anything is hoisted out of it."""
     path = CACHE / "graphs" / "tiny" / "denoiser.onnx"
-    if not is_newer(path, [tiny_source / "model_index.json", *(ROOT / "export").rglob("*.py")]):
-        pytest.importorskip("torch")
-        from export.families import open_model
-        from export.variants import write_graph
+    with MAKING:
+        if not is_newer(path, [tiny_source / "model_index.json", *(ROOT / "export").rglob("*.py")]):
+            pytest.importorskip("torch")
+            from export.families import open_model
+            from export.variants import write_graph
 
-        model = open_model(tiny_source)
-        spec = next(spec for spec in model.specs("fp32") if spec.name == "denoiser")
-        write_graph(model, spec, path.name, path.parent)
+            model = open_model(tiny_source)
+            spec = next(spec for spec in model.specs("fp32") if spec.name == "denoiser")
+            write_graph(model, spec, path.name, path.parent)
     return path
 
 
@@ -98,13 +105,14 @@ def drawn_source() -> Path:
     """`tiny_source` with a small decoder of its own for previews, in fp32 and fp16 alike."""
     folder = CACHE / "models" / "drawn"
     makers = [ROOT / "tests" / f"tiny_{name}.py" for name in ("model", "vae")]
-    if not is_newer(folder / "taesd" / "config.json", makers):
-        pytest.importorskip("torch")
-        from tests.tiny_model import save_tiny_model
-        from tests.tiny_vae import save_tiny_vae
+    with MAKING:
+        if not is_newer(folder / "taesd" / "config.json", makers):
+            pytest.importorskip("torch")
+            from tests.tiny_model import save_tiny_model
+            from tests.tiny_vae import save_tiny_vae
 
-        save_tiny_model(folder)
-        save_tiny_vae(folder / "taesd")
+            save_tiny_model(folder)
+            save_tiny_vae(folder / "taesd")
     return folder
 
 
@@ -127,15 +135,16 @@ def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS
         ROOT / "engine" / f"{name}.py"
         for name in ("binding", "bundle", "hoist", "schema", "shapes", "tablefile", "tokens", "wiring")
     ]
-    if not is_newer(folder / "bundle.json", sources):
-        if importlib.util.find_spec("torch") is None:
-            pytest.skip(f"no fresh bundle of {model.name}, and no torch to export one: run `make test` first")
-        import torch
+    with MAKING:
+        if not is_newer(folder / "bundle.json", sources):
+            if importlib.util.find_spec("torch") is None:
+                pytest.skip(f"no fresh bundle of {model.name}, and no torch to export one: run `make test` first")
+            import torch
 
-        from export.bundle import export_bundle
+            from export.bundle import export_bundle
 
-        torch.set_num_threads(1)  # sums in one order, whichever test asks first
-        export_bundle(model, folder, schedulers=schedulers, cache=CACHE / "tables", **options)
+            torch.set_num_threads(1)  # sums in one order, whichever test asks first
+            export_bundle(model, folder, schedulers=schedulers, cache=CACHE / "tables", **options)
     return folder
 
 

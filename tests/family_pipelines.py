@@ -13,7 +13,7 @@ from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline, S
 
 from export.solver import make_scheduler
 from runtime.request import Request
-from tests.conftest import CACHE, ROOT, exported, is_newer
+from tests.conftest import CACHE, MAKING, ROOT, exported, is_newer
 from tests.tiny_families import FAMILIES
 
 NAMES = ("euler", "ddim", "dpmpp_2m", "euler_ancestral", "lcm")
@@ -24,8 +24,9 @@ def family_source(family: str) -> Path:
     """The family's model, saved once."""
     folder = CACHE / "models" / family
     makers = [ROOT / "tests" / "tiny_families.py", ROOT / "tests" / "tiny_model.py"]
-    if not is_newer(folder / "model_index.json", makers):
-        FAMILIES[family](folder)
+    with MAKING:
+        if not is_newer(folder / "model_index.json", makers):
+            FAMILIES[family](folder)
     return folder
 
 
