@@ -137,7 +137,8 @@ def test_verify_ends_with_1_and_the_command_that_mends_it(zturbo, small_bundle, 
     done = zturbo("build", small_bundle, "--verify", "--target", "tensorrt", "--profiles", "128@2")
     assert done.exit_code == 1
     assert "to mend it: zturbo build x --target y\n" in done.stdout
-    assert found[0] == [("tensorrt", ["128@2"], {"shared": False, "precision": "fp16", "tolerance": 2.0, "without": ()})]
+    options = {"shared": False, "precision": "fp16", "tolerance": 2.0, "without": ()}
+    assert found[0] == [("tensorrt", ["128@2"], options)]
     answer = zturbo("build", small_bundle, "--verify", "--json")
     assert answer.exit_code == 1
     assert len(json.loads(answer.stdout)["commands"]) == 2
