@@ -26,10 +26,15 @@ FP16_FLOOR = 1e-3
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    """A CPU session whose idle threads do not spin."""
+    """A CPU session whose idle threads do not spin, and which copies no weights into another layout.
+
+    For a few runs that layout costs more than it gives: CLIP's two encoders of SDXL open in 3.2 instead of 6.5 seconds
+    of a core, and each run takes 2.9 instead of 2.6.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
