@@ -15,6 +15,7 @@ import onnx
 from engine.binding import Binding, Graph, Stage
 from engine.hoist import Hoisted, hoist
 from engine.rewrite import read_model
+from export.siblings import merge_siblings
 from export.weights import save_graph
 
 _LOGGER = logging.getLogger("zturbo.export")
@@ -37,6 +38,7 @@ def split_graph(graph: Graph, folder: Path, name: str = NAME) -> tuple[Graph, ..
         return (graph,)
     if hoisted is None:
         return (graph,)
+    merge_siblings(hoisted.prologue, path.parent)
     own = path.with_name(f"{name}.onnx")
     for model, place in ((hoisted.prologue, own), (hoisted.rest, path)):  # the rest last: its weights lie at its place
         save_graph(model, place)

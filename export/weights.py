@@ -51,7 +51,7 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
             if size_bytes(tensor) <= SMALL_BYTES:
                 _set_inline(tensor, path.parent)
                 continue
-            raw = _raw(tensor, path.parent)
+            raw = raw_bytes(tensor, path.parent)
             stream.seek(-stream.tell() % ALIGNMENT, 1)
             begin = stream.tell()
             stream.write(raw)
@@ -74,8 +74,8 @@ def consolidate(path: Path) -> None:
         (path.parent / name).unlink()
 
 
-def _raw(tensor: TensorProto, folder: Path) -> bytes:
-    """A tensor's bytes, from wherever they are."""
+def raw_bytes(tensor: TensorProto, folder: Path) -> bytes:
+    """A tensor's bytes, from wherever they are; folder: where those lie that the model does not hold."""
     if external_data_helper.uses_external_data(tensor):
         return external_bytes(tensor, folder)
     if tensor.HasField("raw_data"):
@@ -85,6 +85,6 @@ def _raw(tensor: TensorProto, folder: Path) -> bytes:
 
 def _set_inline(tensor: TensorProto, folder: Path) -> None:
     if external_data_helper.uses_external_data(tensor):
-        tensor.raw_data = _raw(tensor, folder)
+        tensor.raw_data = raw_bytes(tensor, folder)
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
