@@ -86,8 +86,8 @@ def test_reference_has_four_cases_with_fp16_errors(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_source_gives_the_same_bundle(tiny_source: Path, tiny_bundle: Path) -> None:
-    again = export_bundle(tiny_source, tiny_bundle.parent / "again" / "tiny", schedulers=SCHEDULERS)
+def test_the_same_source_gives_the_same_bundle(tiny_source: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    again = export_bundle(tiny_source, tmp_path / "tiny", schedulers=SCHEDULERS)
     before = load_bundle(tiny_bundle)
     assert again.files == before.files
 
