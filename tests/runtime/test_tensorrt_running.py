@@ -284,7 +284,7 @@ def test_stamps_tell_what_the_gpu_took(shelf):
 
 
 def test_the_host_needs_little_time_for_a_step(shelf):
-    """Processor time, median of 50 loops whose replays do nothing: 60 µs allowed, 17 measured, mostly the fake's own."""
+    """Processor time, median of 50 loops whose replays do nothing: 60 µs allowed, 17 measured, most the fake's own."""
     shelf.put("128@2")
     backend = shelf.open()
     wiring, seconds = Wiring(backend, GRAPHS, DIMS), []
