@@ -62,6 +62,7 @@ def convert(file: Safefile, config: Path, folder: Path) -> None:
             pipeline = _loaded(kind, file, plain)
             for part in modules:
                 _check_filled(part, getattr(pipeline, part))
+        with silent():
             pipeline.save_pretrained(folder, safe_serialization=True)
 
 

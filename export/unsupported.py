@@ -53,7 +53,7 @@ BLOCKS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
 }  # fmt: skip
-"""The blocks of Stable Diffusion's UNets; the last of each is not needed."""
+"""The blocks of Stable Diffusion's UNets; the small ones have none in the middle."""
 ABSENT: dict[str, str] = {
     "class_embed_type": "reads a class beside the prompt", "num_class_embeds": "reads a class beside the prompt",
     "encoder_hid_dim_type": "projects what it reads, as with an IP-Adapter",

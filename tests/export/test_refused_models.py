@@ -6,17 +6,11 @@ test_untrusted.py, LoRA files in tests/engine/test_lorafile.py, schedulers one b
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
-
-from engine.errors import SourceError
 
 pytest.importorskip("torch")
 
@@ -28,58 +22,16 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from export.bundle import export_bundle
 from export.families import open_model
-from tests.conftest import CACHE
+from tests.changed_models import Change, also, both, edit, made, refused, renamed, saved, without
 from tests.family_pipelines import family_source
-from tests.tiny_families import text_config, unet, vae
+from tests.tiny_families import text_config, vae
 from zturbo.cli import app
 
-Change = Callable[[Path], object]
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
 SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SUPPORTED = "StableDiffusionPipeline, LatentConsistencyModelPipeline, StableDiffusionXLPipeline"
-
-
-def edit(name: str, **values: Any) -> Change:
-    """Other values in one of a model's JSON files."""
-
-    def change(folder: Path) -> None:
-        path = folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return change
-
-
-def saved(part: str, make: Callable[[], Any]) -> Change:
-    """Another component in place of the model's own."""
-
-    def change(folder: Path) -> None:
-        shutil.rmtree(folder / part)
-        make().save_pretrained(folder / part)
-
-    return change
-
-
-def made(**changes: Any) -> Change:
-    return saved("unet", lambda: unet(**changes))
-
-
-def without(name: str) -> Change:
-    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
-
-
-def renamed(old: str, new: str) -> Change:
-    return lambda folder: (folder / old).rename(folder / new)
-
-
-def also(name: str, text: str) -> Change:
-    return lambda folder: (folder / name).write_text(text)
-
-
-def both(*changes: Change) -> Change:
-    return lambda folder: [change(folder) for change in changes]
 
 
 def without_ids(folder: Path) -> None:
@@ -138,19 +90,6 @@ PIPELINES = {
 def tiny(tiny_source: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that a test may change."""
     return Path(shutil.copytree(tiny_source, tmp_path / "model"))
-
-
-def refused(folder: Path, actual: str, allowed: str = ".") -> SourceError:
-    """Exporting it is refused with these words and leaves nothing, and the message says what helps."""
-    out = folder.parent / "out"
-    with pytest.raises(SourceError) as caught:
-        export_bundle(folder, out, precisions=["fp32"], schedulers=["euler"], cache=CACHE / "tables")
-    error = caught.value
-    assert re.search(actual, error.actual), error
-    assert re.search(allowed, error.allowed), error
-    assert len(error.remedy) > 10
-    assert not out.exists()
-    return error
 
 
 @pytest.mark.parametrize("name", PIPELINES)
