@@ -6,7 +6,6 @@ the ending is for whoever reads the pairs. What is not of this kind (DoRA, LoHa,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from engine.binding import Float32Array
 from engine.errors import LoraInvalid, shown
 from engine.safetensors_file import SafetensorsFile
+from engine.safetensors_header import decoded, members
 
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", ".down.weight")
 UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", ".up.weight")
@@ -117,8 +117,6 @@ class LoraFile:
         for keys in found.values():
             if missing := {"down", "up"} - set(keys):
                 raise self.refused(next(iter(keys.values())), f"half of a pair, without its {min(missing)}")
-        if not found:
-            raise LoraInvalid(str(self.path), actual="no tensor", allowed=ALLOWED, remedy=FUSE)
         return found
 
     def _scale(self, stem: str, rank: int) -> float:
@@ -145,15 +143,12 @@ class LoraFile:
         text, found = self._file.metadata.get(ADAPTER), dict[str, dict[str, Any]]()
         if text is None:
             return found
-        try:
-            for key, value in json.loads(text).items():
-                component, _, name = key.partition(".")
-                found.setdefault(component, {})[name] = value
-            known = all(_is_settings(settings) for settings in found.values())
-        except (ValueError, RecursionError, AttributeError):
-            known = False
-        if not known:
-            raise self._file.refused(f"metadata '{ADAPTER}' that is not what diffusers writes")
+        what, allowed = f"metadata '{ADAPTER}'", "what diffusers writes: lora_alpha and more, of each component"
+        for key, value in members(text, self._file.refused, what).items():
+            component, _, name = key.partition(".")
+            found.setdefault(component, {})[name] = decoded(value, Any, self._file.refused, what, allowed)
+        if not all(map(_is_settings, found.values())):
+            raise self._file.refused(f"{what} without alphas that are finite numbers", allowed)
         if any(settings.get("use_dora") for settings in found.values()):
             raise self.refused(next(iter(self._file.entries)), "DoRA")
         return found

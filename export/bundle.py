@@ -29,7 +29,8 @@ from export.place import placed_folder
 from export.solver import COLUMNS
 from export.source import source_sha256
 from export.tables import write_tables
-from export.tokenizer import check_same, export_templated, export_tokenizer
+from export.tokenizer import check_same, check_vocabulary, export_templated, export_tokenizer
+from export.untrusted import running
 from export.variants import Cases, Errors, Recorded, Variant, export_variant, runs
 
 Progress = Callable[[str, int, int], None]
@@ -142,6 +143,8 @@ def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
     ids = export_tokenizer(first, folder / FILES["tokenizer"], model.max_tokens)
     for other in others:
         check_same(first, other)
+    for name in model.tokenizers:
+        check_vocabulary(model.source / name, model.vocabulary)
     return Chunked(file=FILES["tokenizer"], max_tokens=model.max_tokens, max_chunks=model.max_chunks, **ids)
 
 
@@ -154,7 +157,7 @@ def record(model: Model, specs: Sequence[GraphSpec], folder: Path) -> Recorded:
     for spec in specs:
         for seed, (case, sizes) in enumerate(reference.cases(model).items()):
             inputs = reference.seeded_inputs(spec.inputs, sizes, seed, model)
-            with ranges.watch(spec):
+            with running(model.source, spec.name), ranges.watch(spec):
                 cases.setdefault(spec.name, {})[case] = (inputs, run_module(spec, inputs))
     file = TableFile((folder / FILES["tables"]).read_bytes())
     loop = record_loop(model, specs, file.table(model.defaults.scheduler, len(COLUMNS)), runs(specs))

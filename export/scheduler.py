@@ -75,16 +75,28 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
 
 
+def check_class(config: Mapping[str, Any]) -> Any:
+    """The scheduler's class that a scheduler_config names. Raises SchedulerUnsupported where diffusers has none such.
+
+    Of those refused for every model None is good enough: what a model needs is known of them.
+    """
+    name = str(config.get("_class_name"))
+    kind = getattr(diffusers, name, None) if name.isidentifier() else None
+    if name not in REFUSED_CLASSES and not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
+        reason = f"no scheduler of diffusers {diffusers.__version__}"
+        raise unsupported(name, reason, "Name one of diffusers' in scheduler_config.json.")
+    return kind
+
+
 def own_name(config: Mapping[str, Any]) -> str:
     """Our name of the scheduler that a model's scheduler_config describes: the offer with its very settings, or `own`.
 
-    Raises SchedulerUnsupported where the class is none of diffusers', or refused for every model.
+    Raises SchedulerUnsupported where the class is none of diffusers' schedulers, or refused for every model.
     """
     class_name = str(config.get("_class_name"))
-    kind = getattr(diffusers, class_name, None)
-    if class_name in REFUSED_CLASSES or not inspect.isclass(kind):
-        reason = REFUSED_CLASSES.get(class_name, f"no class '{class_name}' in diffusers {diffusers.__version__}")
-        raise unsupported(class_name, reason, "Choose another scheduler.")
+    if class_name in REFUSED_CLASSES:
+        raise unsupported(class_name, REFUSED_CLASSES[class_name], "Choose another scheduler.")
+    kind = check_class(config)
     effective = {**defaults_of(kind), **config}
     for name, offer in OFFERS.items():
         same = all(effective.get(key, value) == value for key, value in offer.settings.items())

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from export.families import FAMILIES
 from export.safefile import Safefile
 from export.silent import silent
 from export.source import INDEX, UNUSED, read_index
+from export.unsupported import WHOLE, check_checkpoint, check_parts, check_pipeline
 from export.untrusted import check_size, checked_config, translated
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
@@ -43,24 +46,33 @@ def convert(file: Safefile, config: Path, folder: Path) -> None:
     """
     import diffusers
 
+    check_checkpoint(file.path, {name: entry.shape for name, entry in file.tensors.items()})
     index = read_index(config)
-    name = index.get("_class_name")
-    if name not in FAMILIES:
-        raise SourceError(
-            str(config / INDEX), actual=f"_class_name {shown(name)}", allowed=", ".join(FAMILIES),
-            remedy="Pass the configs of a supported pipeline.",
-        )  # fmt: skip
+    name = check_pipeline(config / INDEX, index.get("_class_name"), FAMILIES)
+    check_parts(config / INDEX, index, FAMILIES[name])
     kind: Any = getattr(diffusers, name)
     with tempfile.TemporaryDirectory() as place:
         plain = _plain_copy(config, Path(place) / "config")
         modules = {part: _class(*value) for part, value in index.items() if _is_module(part, value)}
         for part, module in modules.items():
-            check_size(module, plain / part, checked_config(module, plain / part), (file,))
-        with translated(kind, file.path), silent():
+            own = checked_config(module, config / part)
+            with fitting(file, config):
+                check_size(module, file.path, own, (file,))
+        with fitting(file, config), translated(kind, file.path), silent():
             pipeline = _loaded(kind, file, plain)
             for part in modules:
-                _check_filled(file, part, getattr(pipeline, part))
+                _check_filled(part, getattr(pipeline, part))
+        with silent():
             pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+@contextmanager
+def fitting(file: Safefile, config: Path) -> Iterator[None]:
+    """A SourceError within the block becomes one about the two that do not belong together."""
+    try:
+        yield
+    except SourceError as error:
+        raise _lacking(file, f"what the configs of {config} describe ({error.actual})") from error
 
 
 def _loaded(kind: Any, file: Safefile, plain: Path) -> Any:
@@ -72,9 +84,9 @@ def _loaded(kind: Any, file: Safefile, plain: Path) -> Any:
             str(file.path.absolute()), config=str(plain), local_files_only=True, **dict.fromkeys(UNUSED)
         )
     except NotImplementedError as error:
-        raise _lacking(file, "weights of the architecture that the configs describe") from error
+        raise ValueError("weights of another architecture") from error
     except SingleFileComponentError as error:
-        raise _lacking(file, "one of its components") from error
+        raise ValueError("one of its components is missing") from error
 
 
 def _is_module(part: str, value: Any) -> bool:
@@ -120,16 +132,16 @@ def _plain_copy(config: Path, place: Path) -> Path:
     return place
 
 
-def _check_filled(file: Safefile, part: str, module: torch.nn.Module) -> None:
-    """Raise SourceError where the checkpoint had nothing for a weight of a module."""
+def _check_filled(part: str, module: torch.nn.Module) -> None:
+    """Raise ValueError where the checkpoint had nothing for a weight of a module."""
     missing = [name for name, weight in module.named_parameters() if weight.is_meta]
     if missing:
-        raise _lacking(file, f"{part}'s {missing[0]!r}, {len(missing)} in all")
+        raise ValueError(f"nothing for {part}'s {missing[0]!r}, {len(missing)} in all")
 
 
 def _lacking(file: Safefile, what: str) -> SourceError:
     return SourceError(
         str(file.path), actual=f"a checkpoint without {what}",
-        allowed="a whole model: denoiser, VAE and text encoders in one file, as its configs describe them",
+        allowed=WHOLE,
         remedy="Export the checkpoint of the whole model, or check that the configs of --config are its own.",
     )  # fmt: skip

@@ -44,10 +44,27 @@ def read_index(folder: Path) -> dict[str, Any]:
             str(folder), actual="no such folder", allowed="a folder in diffusers layout",
             remedy="Check the path; `models/emoji` ships with the repository.",
         )  # fmt: skip
+    if not (folder / INDEX).exists():
+        raise _no_pipeline(folder)
     index = read_json(folder / INDEX)
     for name, part in index.items():
         _check_part(folder / INDEX, name, part)
     return index
+
+
+def _no_pipeline(folder: Path) -> SourceError:
+    """The error for a folder without an index, with what it may be instead."""
+    names = {path.name for path in folder.iterdir()}
+    remedy = RESAVE
+    if names & {"adapter_config.json", "pytorch_lora_weights.safetensors"}:
+        remedy = "This is an adapter: fuse its .safetensors file with `--lora FILE` into the model that it is for."
+    elif "config.json" in names:
+        remedy = "This is one component: pass the folder of the whole pipeline, which has it as a folder."
+    elif checkpoints := sorted(name for name in names if name.endswith(".safetensors")):
+        remedy = f"Pass the checkpoint itself, {shown(checkpoints[0])}, with --config."
+    return SourceError(
+        str(folder), actual=f"a folder without {INDEX}", allowed="a folder in diffusers layout", remedy=remedy
+    )
 
 
 def _check_part(path: Path, name: str, part: object) -> None:
@@ -75,8 +92,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(_read_bounded(path))
         _check_plain(path, value)
     except (OSError, ValueError, RecursionError) as error:
+        actual = "no such file" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
         raise SourceError(
-            str(path), actual=f"unreadable ({error})", allowed="a JSON object in diffusers layout",
+            str(path), actual=actual, allowed="a JSON object in diffusers layout",
             remedy=RESAVE,
         ) from error  # fmt: skip
     if not isinstance(value, dict):

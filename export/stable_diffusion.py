@@ -25,11 +25,13 @@ from export.graph import GraphSpec
 from export.lora import fuser, read_loras
 from export.lora_inputs import check_rank, lora_inputs, take_loras
 from export.pictures import Encoder, Fit, Preview, TinyPreview, fit_preview
+from export.scheduler import check_class
 from export.solver import check_scheduler, own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
 from export.tiny_vae import tiny_folder
 from export.unet import Decoder, Denoiser, GuidanceEmbedding
+from export.unsupported import check_latents, check_prediction, check_unet
 from export.wires import TORCH, Widths, Wires, signatures
 
 STAND_IN = "dpmpp_2m"
@@ -61,8 +63,19 @@ class Description:
 
 
 def read_unet(source: Path) -> dict[str, Any]:
-    """The config of the UNet; its weights are loaded when the graphs are asked for. Raises SourceError."""
-    return read_json(source / "unet" / "config.json")
+    """The config of a UNet as Stable Diffusion's; weights are loaded when graphs are asked for. Raises SourceError."""
+    config = read_json(source / "unet" / "config.json")
+    check_unet(source / "unet", config)
+    return config
+
+
+def read_scheduler(source: Path) -> dict[str, Any]:
+    """The config of the scheduler. Raises SourceError for a prediction_type or a class that there is not."""
+    path = source / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
+    check_prediction(path, config)
+    check_class(config)
+    return config
 
 
 def model_of(told: Description, options: ModelOptions) -> Model:
@@ -73,9 +86,10 @@ def model_of(told: Description, options: ModelOptions) -> Model:
     """
     source, unet, vae = told.source, read_unet(told.source), read_vae(told.source)
     check_channels(source, unet, vae)
+    check_latents(source / "vae", vae)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     side = int(unet["sample_size"]) * factor
-    scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+    scheduler = read_scheduler(source)
     guided = unet.get("time_cond_proj_dim")
     check_rank(options.lora_rank)
     loras = read_loras(options.loras, told.components, unet)

@@ -31,6 +31,7 @@ def export_tokenizer(folder: Path, path: Path, max_tokens: int) -> dict[str, int
     Raises SourceError where the folder has no tokenizer, ExportMismatch where the ids differ.
     """
     source = _read(folder)
+    _check_vocabulary(folder, source)
     reread, ids = _saved(source, path), _special_ids(source)
     for text in SAMPLES:
         expected = source(text, padding="max_length", max_length=max_tokens, truncation=True).input_ids
@@ -62,9 +63,9 @@ def _check_vocabulary(folder: Path, source: Any) -> None:
     """Raise SourceError where texts would lose bytes, as of a folder without a vocabulary, or where nothing pads."""
     vocabulary = source.get_vocab()
     if missing := [byte for byte in ByteLevel.alphabet() if byte not in vocabulary]:
-        raise _unusable(folder, f"a vocabulary without {len(missing)} of the 256 bytes")
+        raise _unusable(folder, f"a vocabulary without {len(missing)} of the 256 bytes", "a byte-level vocabulary")
     if source.pad_token_id is None:
-        raise _unusable(folder, "no padding token")
+        raise _unusable(folder, "no padding token", "a tokenizer that pads")
 
 
 def _template(folder: Path, source: Any) -> tuple[str, str]:
@@ -84,8 +85,8 @@ def _rendered(folder: Path, source: Any, text: str) -> str:
         raise _unusable(folder, f"no chat template that works ({type(error).__name__}: {error})") from error
 
 
-def _unusable(folder: Path, actual: str) -> SourceError:
-    return SourceError(str(folder), actual=actual, allowed="the tokenizer of a chat model", remedy=RESAVE)
+def _unusable(folder: Path, actual: str, allowed: str = "the tokenizer of a chat model") -> SourceError:
+    return SourceError(str(folder), actual=actual, allowed=allowed, remedy=RESAVE)
 
 
 def _saved(source: Any, path: Path) -> Tokenizer:
@@ -103,6 +104,14 @@ def _check_ids(text: str, found: list[int], expected: list[int]) -> None:
             f"tokenizer.json, text {text[:20]!r}", actual=str(found[:12]), allowed=str(expected[:12]),
             remedy="Report it: the source tokenizer has a rule that is not exported.",
         )  # fmt: skip
+
+
+def check_vocabulary(folder: Path, vocabulary: int) -> None:
+    """Every id of a tokenizer has an embedding. vocabulary: how many there are. Raises SourceError."""
+    if (largest := max(_read(folder).get_vocab().values())) >= vocabulary:
+        raise _unusable(
+            folder, f"ids up to {largest}", f"ids below {vocabulary}, which the text encoder has embeddings for"
+        )
 
 
 def special_ids(folder: Path) -> dict[str, int]:
@@ -136,6 +145,8 @@ def _special_ids(source: Any) -> dict[str, int]:
 
 
 def _read(folder: Path, kind: Any = CLIPTokenizer) -> Any:
+    if not folder.is_dir():
+        raise _unusable(folder, "no such folder", f"a saved {kind.__name__}")
     try:
         return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library behind it raises plain Exception for a damaged file

@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from engine.errors import SourceError, shown
+from engine.errors import SourceError, ZturboError, shown
 from export.safefile import Safefile, check_safetensors
 from export.silent import silent
 from export.source import RESAVE, read_json
@@ -37,6 +37,16 @@ PLAIN: dict[Any, str] = {
     type(None): "nothing",
 }  # fmt: skip
 WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+OTHERS = {
+    **dict.fromkeys(
+        (".bin", ".ckpt", ".pt", ".pth"), "Save the model again with safe_serialization=True: pickles are never read."
+    ),
+    **dict.fromkeys(
+        (".gguf", ".msgpack", ".h5", ".onnx", ".pb", ".xml", ".ot"),
+        "Export the model that PyTorch reads, in .safetensors: weights of other libraries are not converted.",
+    ),
+}  # fmt: skip
+"""The endings of weights that are not read, and what mends that."""
 TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -129,11 +139,11 @@ def weights_of(kind: Any, folder: Path) -> tuple[str | None, tuple[Safefile, ...
     found = sorted(path.name for path in folder.glob(f"{stem}.*.safetensors"))
     if len(found) == 1:
         return found[0].split(".")[-2], (check_safetensors(folder / found[0]),)
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".pth"))
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHERS) if folder.is_dir() else []
+    remedy = OTHERS[Path(others[0]).suffix] if others else "Keep one variant of the weights." if found else RESAVE
     raise SourceError(
-        str(folder), actual=", ".join(found or pickles) or "no weights", allowed=f"{whole}, or shards with {index}",
-        remedy="Save the model again with safe_serialization=True: pickles are never read."
-        if pickles else "Keep one variant of the weights.",
+        str(folder), actual=", ".join(found or others) or "no weights", allowed=f"{whole}, or shards with {index}",
+        remedy=remedy,
     )  # fmt: skip
 
 
@@ -188,8 +198,29 @@ def translated(kind: Any, place: Path) -> Iterator[None]:
     try:
         yield
     except FOREIGN as error:
-        words = " ".join(str(error).split())
-        raise _unusable(kind, place, f"{type(error).__name__}: {words[:200]}") from error
+        raise _unusable(kind, place, _in_short(error)) from error
+
+
+@contextmanager
+def running(source: Path, graph: str) -> Iterator[None]:
+    """What a module raises when it runs within the block becomes a SourceError: its configs ask for something that no
+    family gives it. Memory that is not there is none of it.
+    """
+    try:
+        yield
+    except (ZturboError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{source}, graph '{graph}'", actual=f"a module that does not run ({_in_short(error)})",
+            allowed="modules that run on what their family gives them",
+            remedy="Report it if diffusers paints with this model; its configs may be another one's.",
+        ) from error  # fmt: skip
+
+
+def _in_short(error: BaseException) -> str:
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return words if len(words) <= 200 else f"{words[:199]}…"
 
 
 def is_of_transformers(kind: Any) -> bool:

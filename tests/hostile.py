@@ -306,7 +306,7 @@ def main(sources: list[Path], place: Path, seed: int, count: int) -> None:
         rng, good = random.Random(f"{seed} {at}"), goods[at % len(goods)]
         folder = place / str(at)
         target, kind = mutant(good, folder, rng)
-        begun = time.perf_counter()
+        begun = time.process_time()
         try:
             opened(good, folder, target)
             ended, words = "opened", ""
@@ -314,7 +314,7 @@ def main(sources: list[Path], place: Path, seed: int, count: int) -> None:
             ended, words = "refused", str(error)
         except Exception as error:  # noqa: BLE001
             ended, words = "crashed", f"{type(error).__name__}: {error}"
-        seconds = time.perf_counter() - begun
+        seconds = time.process_time() - begun
         shutil.rmtree(folder)
         print(json.dumps([at, target, kind, ended, words, round(seconds, 3)]))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -12,7 +12,8 @@ from engine.binding import Precision
 from engine.errors import OptionInvalid, SourceError, ZturboError
 from engine.schema import Defaults, Guidance, Latents, Limits, LoraInputs
 from export.graph import GraphSpec
-from export.source import RESAVE, read_index, read_json
+from export.source import INDEX, RESAVE, read_index, read_json
+from export.unsupported import check_parts, check_pipeline
 
 FAMILIES = {
     "StableDiffusionPipeline": "sd",
@@ -135,11 +136,8 @@ def _check_masked(model: Model, options: ModelOptions) -> None:
 
 def family_of(source: Path) -> str:
     """The module here that opens a folder. Raises SourceError where there is none."""
-    name = read_index(source).get("_class_name")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise SourceError(
-            str(source / "model_index.json"), actual=f"_class_name {name!r}", allowed=", ".join(FAMILIES),
-            remedy="Export a supported text-to-image pipeline.",
-        )  # fmt: skip
+    index = read_index(source)
+    family = FAMILIES[check_pipeline(source / INDEX, index.get("_class_name"), FAMILIES)]
+    check_parts(source / INDEX, index, family)
     distilled = read_json(source / "unet" / "config.json").get("time_cond_proj_dim") is not None
-    return "lcm" if FAMILIES[name] == "sd" and distilled else FAMILIES[name]
+    return "lcm" if family == "sd" and distilled else family

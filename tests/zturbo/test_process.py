@@ -40,8 +40,18 @@ def test_output_below_a_regular_file(shell, tiny_bundle, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.fixture
+def interruptible():
+    """Processes that are started here hear SIGINT, also where whoever runs the tests ignores it: a job of a script that
+    was put in the background does, and what it starts inherits that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
-def test_interrupt_in_the_loop(tiny_bundle, tmp_path):
+def test_interrupt_in_the_loop(interruptible, tiny_bundle, tmp_path):
     command = [
         sys.executable,
         "-m",

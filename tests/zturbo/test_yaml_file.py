@@ -96,10 +96,10 @@ def test_size_is_bounded(tmp_path):
 def test_a_bomb_of_aliases_is_harmless():
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 30)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ConfigInvalid, match="line 2: an alias"):
         parse_yaml("\n".join(levels), PATH)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize("content", [b"a: \xff", b"\xff\xfea\x00", b"\xed\xa0\x80"])
