@@ -85,7 +85,7 @@ def checked_cases(model: Model, cases: Mapping[str, Case]) -> dict[str, Case]:
 
 def write_graph(model: Model, spec: GraphSpec, file: str, folder: Path) -> Graph:
     """Trace one module into the bundle's folder, at sizes of its own."""
-    dims = example_dims(reference.cases(model)["default"], model.latents.factor)
+    dims = example_dims(reference.cases(model)["default"], model.limits.multiple_px)
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx_from_module(spec, reference.seeded_inputs(spec.inputs, dims, 0, model), path)

@@ -18,6 +18,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "sd",
     "LatentConsistencyModelPipeline": "lcm",
     "StableDiffusionXLPipeline": "sdxl",
+    "ZImagePipeline": "zimage",
 }
 """Pipeline classes of diffusers, and the module here that opens them; it is imported when it is needed."""
 
@@ -141,5 +142,7 @@ def family_of(source: Path) -> str:
             str(source / "model_index.json"), actual=f"_class_name {name!r}", allowed=", ".join(FAMILIES),
             remedy="Export a supported text-to-image pipeline.",
         )  # fmt: skip
+    if FAMILIES[name] != "sd":
+        return FAMILIES[name]
     distilled = read_json(source / "unet" / "config.json").get("time_cond_proj_dim") is not None
-    return "lcm" if FAMILIES[name] == "sd" and distilled else FAMILIES[name]
+    return "lcm" if distilled else "sd"

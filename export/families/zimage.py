@@ -1,0 +1,162 @@
+"""Z-Image and its Turbo: Qwen3 as text encoder, a transformer over image and caption together, a VAE of 16 channels.
+
+Everything that the published models have is supported, and nothing else: what a config may say beside is refused by
+name. Z-Image-Omni, whose transformer also reads images, has another pipeline class.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, ZImageTransformer2DModel
+from torch import nn
+from transformers import Qwen3Model
+
+from engine.binding import Precision
+from engine.errors import LoraInvalid, OptionInvalid, SourceError
+from engine.schema import Defaults, Latents, Limits
+from engine.tokens import MAX_TOKENS, MULTIPLE
+from export.components import LARGE, load, load_vae, parameters, read_vae
+from export.families import Model, ModelOptions
+from export.graph import GraphSpec
+from export.pictures import Encoder, Fit, Preview, TinyPreview, fit_preview
+from export.qwen import QwenConditioning
+from export.solver import own_scheduler
+from export.solver_graph import Solver, Start
+from export.source import read_defaults, read_json
+from export.tiny_vae import tiny_folder
+from export.unet import Decoder
+from export.wires import TORCH, Widths, Wires, signatures
+from export.zimage import PATCH, ZImageDenoiser
+
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+HOLLOW = ("conditioning", "denoiser")
+"""The graphs with gigabytes of weights."""
+TIMESTEPS = 1000
+"""What diffusers' pipeline divides a scheduler's timesteps by, whatever its config says."""
+
+
+def open_model(source: Path, options: ModelOptions) -> Model:
+    """Read the configs of a folder. Raises SourceError where they describe what Z-Image does not have."""
+    transformer = read_json(source / "transformer" / "config.json")
+    text, vae = read_json(source / "text_encoder" / "config.json"), read_vae(source)
+    scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+    check_transformer(source, transformer)
+    check_text(source, text)
+    check_together(source, transformer, text, vae, scheduler)
+    check_options(options)
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    latents = Latents(channels=transformer["in_channels"], factor=factor)
+    tiny = tiny_folder(source, latents)
+    widths = Widths(hidden=text["hidden_size"], tiny=tiny, captions=True, hollow=HOLLOW)
+    fitted = cache(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32)))
+    side, limits = int(vae["sample_size"]), limits_of(transformer, vae, factor)
+    defaults = Defaults(
+        height=side, width=side, num_inference_steps=8, guidance_scale=0.0, scheduler=own_scheduler(scheduler)
+    )
+    return Model(
+        family="zimage", source=source, components=(*COMPONENTS, *([] if tiny is None else [tiny])),
+        tokenizers=("tokenizer",), latents=latents, limits=limits, defaults=read_defaults(source, defaults),
+        guidance="classifier_free", guidance_offset=1.0, scheduler_config=scheduler, max_tokens=MAX_TOKENS,
+        max_chunks=1, max_clip_skip=0, vocabulary=text["vocab_size"], loras=(), lora_inputs=None,
+        large=parameters(ZImageTransformer2DModel, source / "transformer") >= LARGE,
+        graphs=tuple(signatures(widths)), multiple=MULTIPLE, masked=options.masked,
+        specs=lambda precision: graphs(source, precision, latents, widths, options, fitted),
+    )  # fmt: skip
+
+
+def graphs(
+    source: Path, precision: Precision, latents: Latents, widths: Widths, options: ModelOptions, fitted: Fit
+) -> tuple[GraphSpec, ...]:
+    """The graphs of one precision, in the order they run in. fitted: makes the weights of a preview that is linear."""
+    dtype = TORCH[precision]
+    vae = load_vae(source, dtype)
+    transformer = load(ZImageTransformer2DModel, source / "transformer", dtype)
+    text = load(Qwen3Model, source / "text_encoder", dtype)
+    tiny = None if widths.tiny is None else load(AutoencoderTiny, source / widths.tiny, dtype)
+    modules: dict[str, nn.Module] = {
+        "conditioning": QwenConditioning(text, MAX_TOKENS),
+        "encoder": Encoder(vae, dtype),
+        "start": Start(dtype),
+        "denoiser": ZImageDenoiser(transformer, masked=options.masked),
+        "solver": Solver(dtype),
+        "decoder": Decoder(vae, dtype),
+        "preview": Preview(fitted) if tiny is None else TinyPreview(tiny, dtype),
+    }
+    return Wires(precision, latents, widths).specs(modules)
+
+
+def limits_of(transformer: dict[str, Any], vae: dict[str, Any], factor: int) -> Limits:
+    """From half of the VAE's own size to twice of it, in whole tokens, and no farther than there are positions."""
+    side, multiple = int(vae["sample_size"]), factor * PATCH
+    most = min(2 * side, multiple * min(transformer["axes_lens"][1:]))
+    return Limits(
+        min_px=side // 2 // multiple * multiple, max_px=most // multiple * multiple, multiple_px=multiple
+    )  # fmt: skip
+
+
+def check_transformer(source: Path, config: dict[str, Any]) -> None:
+    """A transformer as diffusers' ZImagePipeline runs it. Raises SourceError."""
+    wanted = {
+        "_class_name": "ZImageTransformer2DModel", "all_patch_size": [PATCH], "all_f_patch_size": [1], "qk_norm": True,
+        "n_kv_heads": config["n_heads"],
+    }  # fmt: skip
+    for key, value in wanted.items():
+        if config[key] != value:
+            raise _unsupported(source / "transformer", f"{key} {config[key]!r}", repr(value))
+    if config.get("siglip_feat_dim") is not None:
+        actual = f"siglip_feat_dim {config['siglip_feat_dim']!r}: Z-Image-Omni's, which reads images"
+        raise _unsupported(source / "transformer", actual, "none")
+    if len(config["axes_dims"]) != 3 or len(config["axes_lens"]) != 3 or config["axes_lens"][0] < MAX_TOKENS + 2:
+        actual = f"axes_dims {config['axes_dims']!r} and axes_lens {config['axes_lens']!r}"
+        raise _unsupported(source / "transformer", actual, f"three axes, the first of {MAX_TOKENS + 2} or more")
+
+
+def check_text(source: Path, config: dict[str, Any]) -> None:
+    """A text encoder of Qwen3's kind, every layer of which attends to all that came before. Raises SourceError."""
+    folder, rope = source / "text_encoder", config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if config.get("model_type") != "qwen3":
+        raise _unsupported(folder, f"model_type {config.get('model_type')!r}", "'qwen3'")
+    if config.get("use_sliding_window") or set(config.get("layer_types") or ()) - {"full_attention"}:
+        raise _unsupported(folder, "layers with sliding windows", "full attention in every layer")
+    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
+        raise _unsupported(folder, f"rope_type {kind!r}", "'default'")
+    if config["num_hidden_layers"] < 2:
+        raise _unsupported(folder, f"num_hidden_layers {config['num_hidden_layers']}", "2 or more")
+
+
+def check_together(
+    source: Path, transformer: dict[str, Any], text: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any]
+) -> None:
+    """What the transformer reads is what the others make. Raises SourceError."""
+    pairs = (
+        ("transformer", "cap_feat_dim", transformer["cap_feat_dim"], text["hidden_size"], "the text encoder's width"),
+        ("transformer", "in_channels", transformer["in_channels"], vae["latent_channels"], "the VAE's channels"),
+        ("scheduler", "num_train_timesteps", scheduler.get("num_train_timesteps", TIMESTEPS), TIMESTEPS,
+         "which diffusers' pipeline divides by"),
+    )  # fmt: skip
+    for folder, key, actual, value, what in pairs:
+        if actual != value:
+            raise _unsupported(source / folder, f"{key} {actual!r}", f"{value!r}, {what}")
+
+
+def check_options(options: ModelOptions) -> None:
+    """LoRAs are not there yet. Raises LoraInvalid or OptionInvalid."""
+    if options.loras:
+        raise LoraInvalid(
+            str(options.loras[0].path), actual="a LoRA for family 'zimage'", allowed="none yet", remedy="Leave it out."
+        )
+    if options.lora_rank:
+        raise OptionInvalid(
+            "export, lora rank", actual=str(options.lora_rank), allowed="0 for family 'zimage'", remedy="Leave it out."
+        )
+
+
+def _unsupported(folder: Path, actual: str, allowed: str) -> SourceError:
+    return SourceError(
+        str(folder), actual=actual, allowed=f"{allowed}, as the published Z-Image and Z-Image-Turbo have it",
+        remedy="Export a pipeline of their kind that diffusers' ZImagePipeline runs.",
+    )  # fmt: skip
