@@ -31,6 +31,7 @@ from export.tiny_vae import tiny_folder
 from export.unet import Decoder
 from export.wires import TORCH, Widths, Wires, signatures
 from export.zimage import PATCH, ZImageDenoiser
+from export.zimage_fold import fold_text, fold_transformer
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 HOLLOW = ("conditioning", "denoiser")
@@ -76,6 +77,8 @@ def graphs(
     vae = load_vae(source, dtype)
     transformer = load(ZImageTransformer2DModel, source / "transformer", dtype)
     text = load(Qwen3Model, source / "text_encoder", dtype)
+    fold_transformer(transformer)
+    fold_text(text, transformer)
     tiny = None if widths.tiny is None else load(AutoencoderTiny, source / widths.tiny, dtype)
     modules: dict[str, nn.Module] = {
         "conditioning": QwenConditioning(text, MAX_TOKENS),
