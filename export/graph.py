@@ -64,6 +64,8 @@ def onnx_from_module(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -
         device = device_of(spec.module)
         make_lean(spec.module)
         spec.module.to(device)
+    if callable(prepare := getattr(spec.module, "prepare", None)):
+        prepare()  # what a module makes when it first runs is no part of its graph
     if spec.hollow:
         _trace_hollow(spec, inputs, path)
     else:

@@ -57,10 +57,14 @@ class Preview(nn.Module):
         self._fit = fit
         self._weights: Float32Array | None = None
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def prepare(self) -> Float32Array:
+        """The weights; found on the first call."""
         if self._weights is None:
             self._weights = self._fit()
-        weights = torch.from_numpy(self._weights).to(latents.device)
+        return self._weights
+
+    def forward(self, latents: Tensor) -> Tensor:
+        weights = torch.from_numpy(self.prepare()).to(latents.device)
         # A sum of products, not a product of matrices: TensorRT-RTX has none of fp32 for Turing.
         pixels = (latents.permute(0, 2, 3, 1)[..., None] * weights[:-1]).sum(-2) + weights[-1]
         return torch.round(torch.clamp(pixels, 0, 255)).to(torch.uint8)

@@ -5,7 +5,7 @@ Knows neither what the modules compute nor how they are traced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ NUMPY: dict[Precision, DType] = {"fp32": "float32", "fp16": "float16"}
 EXACT = ("start", "solver", "preview", "guidance")
 """Graphs that compute in fp32 at every precision."""
 ONLY_WITH: dict[str, tuple[str, ...]] = {"encoder": ("image",)}
+Make = Callable[[], nn.Module]
 Signature = tuple[Any, tuple[str, ...], tuple[str, ...]]
 
 
@@ -88,9 +89,10 @@ class Wires:
             for name, (dtype, shape, lifetime) in entries.items()
         }
 
-    def specs(self, modules: Mapping[str, nn.Module]) -> tuple[GraphSpec, ...]:
-        """The graphs of these modules, by name, in the order of `signatures`."""
-        return tuple(self.spec(name, modules[name].eval()) for name in signatures(self._widths))
+    def specs(self, made: Mapping[str, Make], names: Collection[str] | None = None) -> tuple[GraphSpec, ...]:
+        """The graphs of modules, by name, in the order of `signatures`. made: makes them; names: None for all."""
+        wanted = [name for name in signatures(self._widths) if names is None or name in names]
+        return tuple(self.spec(name, made[name]().eval()) for name in wanted)
 
     def spec(self, name: str, module: nn.Module) -> GraphSpec:
         """One graph with these bindings; those of EXACT compute in fp32 at every precision."""

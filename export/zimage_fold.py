@@ -26,8 +26,8 @@ INNER = 3
 def fold_transformer(transformer: Any) -> None:
     """Scale both layers of every branch by 2^-BRANCH, and the eps of the norm behind by the square of both, in place.
 
-    rms(s·x, s²·eps) = rms(x, eps), so in fp32 the outputs stay the same, bit for bit. Layers that take LoRAs with each
-    call scale what these add too.
+    rms(s·x, s²·eps) = rms(x, eps), so in fp32 the outputs stay the same, bit for bit, for a text encoder's states that
+    `fold_text` has scaled. Layers that take LoRAs with each call scale what these add too.
     """
     for blocks in (transformer.noise_refiner, transformer.context_refiner, transformer.layers):
         for block in blocks:
@@ -40,13 +40,15 @@ def fold_transformer(transformer: Any) -> None:
                 _scale(layer, BRANCH)
             for norm in (block.attention_norm2, block.ffn_norm2):
                 norm.eps = math.ldexp(norm.eps, -4 * BRANCH)
+    reader = transformer.cap_embedder[0]
+    reader.eps = math.ldexp(reader.eps, -2 * STREAM)
 
 
 @torch.no_grad()
-def fold_text(model: Any, transformer: Any) -> None:
+def fold_text(model: Any) -> None:
     """Scale all that a Qwen3's layers add up by 2^-STREAM, and the eps of the norms that read it, in place.
 
-    The states that come out are 2^-STREAM of what they were; the transformer's norm that reads them is told.
+    The states that come out are 2^-STREAM of what they were.
     """
     model.embed_tokens.weight.mul_(2.0**-STREAM)
     for layer in model.layers:
@@ -59,8 +61,6 @@ def fold_text(model: Any, transformer: Any) -> None:
                 linear.bias.mul_(2.0**-STREAM)
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             norm.variance_epsilon = math.ldexp(norm.variance_epsilon, -2 * STREAM)
-    norm = transformer.cap_embedder[0]
-    norm.eps = math.ldexp(norm.eps, -2 * STREAM)
 
 
 def _scale(layer: Any, exponent: int) -> None:

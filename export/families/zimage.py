@@ -11,25 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ZImageTransformer2DModel
+from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from torch import nn
 from transformers import Qwen3Model
 
-from engine.binding import Precision
 from engine.errors import LoraInvalid, OptionInvalid, SourceError
 from engine.schema import Defaults, Latents, Limits
 from engine.tokens import MAX_TOKENS, MULTIPLE
-from export.components import LARGE, load, load_vae, parameters, read_vae
+from export.components import LARGE, load, load_vae, parameters, read_vae, tiny_preview
 from export.families import Model, ModelOptions
-from export.graph import GraphSpec
-from export.pictures import Encoder, Fit, Preview, TinyPreview, fit_preview
+from export.pictures import Encoder, Fit, Preview, fit_preview
 from export.qwen import QwenConditioning
 from export.solver import own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
 from export.tiny_vae import tiny_folder
 from export.unet import Decoder
-from export.wires import TORCH, Widths, Wires, signatures
+from export.wires import TORCH, Make, Widths, Wires, signatures
 from export.zimage import PATCH, ZImageDenoiser
 from export.zimage_fold import fold_text, fold_transformer
 
@@ -65,31 +63,38 @@ def open_model(source: Path, options: ModelOptions) -> Model:
         max_chunks=1, max_clip_skip=0, vocabulary=text["vocab_size"], loras=(), lora_inputs=None,
         large=parameters(ZImageTransformer2DModel, source / "transformer") >= LARGE,
         graphs=tuple(signatures(widths)), multiple=MULTIPLE, masked=options.masked,
-        specs=lambda precision: graphs(source, precision, latents, widths, options, fitted),
+        specs=lambda precision, names=None: Wires(precision, latents, widths).specs(
+            modules(source, TORCH[precision], tiny, options, fitted), names
+        ),
     )  # fmt: skip
 
 
-def graphs(
-    source: Path, precision: Precision, latents: Latents, widths: Widths, options: ModelOptions, fitted: Fit
-) -> tuple[GraphSpec, ...]:
-    """The graphs of one precision, in the order they run in. fitted: makes the weights of a preview that is linear."""
-    dtype = TORCH[precision]
-    vae = load_vae(source, dtype)
-    transformer = load(ZImageTransformer2DModel, source / "transformer", dtype)
-    text = load(Qwen3Model, source / "text_encoder", dtype)
-    fold_transformer(transformer)
-    fold_text(text, transformer)
-    tiny = None if widths.tiny is None else load(AutoencoderTiny, source / widths.tiny, dtype)
-    modules: dict[str, nn.Module] = {
-        "conditioning": QwenConditioning(text, MAX_TOKENS),
-        "encoder": Encoder(vae, dtype),
-        "start": Start(dtype),
-        "denoiser": ZImageDenoiser(transformer, masked=options.masked),
-        "solver": Solver(dtype),
-        "decoder": Decoder(vae, dtype),
-        "preview": Preview(fitted) if tiny is None else TinyPreview(tiny, dtype),
+def modules(source: Path, dtype: torch.dtype, tiny: str | None, options: ModelOptions, fitted: Fit) -> dict[str, Make]:
+    """What makes the module of each graph; a component is loaded once. fitted: a linear preview's weights."""
+    vae = cache(lambda: load_vae(source, dtype))
+    return {
+        "conditioning": lambda: conditioning(source, dtype),
+        "encoder": lambda: Encoder(vae(), dtype),
+        "start": lambda: Start(dtype),
+        "denoiser": lambda: denoiser(source, dtype, options),
+        "solver": lambda: Solver(dtype),
+        "decoder": lambda: Decoder(vae(), dtype),
+        "preview": lambda: Preview(fitted) if tiny is None else tiny_preview(source / tiny, dtype),
     }
-    return Wires(precision, latents, widths).specs(modules)
+
+
+def conditioning(source: Path, dtype: torch.dtype) -> nn.Module:
+    """The text encoder, whose states are scaled as the denoiser expects them."""
+    text = load(Qwen3Model, source / "text_encoder", dtype)
+    fold_text(text)
+    return QwenConditioning(text, MAX_TOKENS)
+
+
+def denoiser(source: Path, dtype: torch.dtype, options: ModelOptions) -> nn.Module:
+    """The transformer, so that fp16 holds what it computes."""
+    transformer = load(ZImageTransformer2DModel, source / "transformer", dtype)
+    fold_transformer(transformer)
+    return ZImageDenoiser(transformer, masked=options.masked)
 
 
 def limits_of(transformer: dict[str, Any], vae: dict[str, Any], factor: int) -> Limits:
