@@ -24,7 +24,7 @@ LARGE = 10**9
 """Parameters of a denoiser from which on a model is large: its fp32 graphs are written on request only."""
 DECODERS = ("AutoencoderKL",)
 Fuse = Callable[[nn.Module, str], None]
-"""Adds LoRAs to the float32 weights of a component, which is named by its folder."""
+"""Adds LoRAs to the weights of a component, which is named by its folder."""
 
 
 def load(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = None) -> Any:

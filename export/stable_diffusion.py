@@ -20,7 +20,7 @@ from engine.errors import SchedulerUnsupported, SourceError
 from engine.schema import Defaults, Latents, Limits
 from export.components import LARGE, Fuse, check_channels, load, load_vae, parameters, read_vae, tiny_preview
 from export.families import Model, ModelOptions
-from export.lora import fuser, read_loras
+from export.lora import fuser, read_loras, unet_names
 from export.lora_inputs import check_rank, lora_inputs, take_loras
 from export.pictures import Encoder, Fit, Preview, fit_preview
 from export.solver import check_scheduler, own_scheduler
@@ -76,7 +76,7 @@ def model_of(told: Description, options: ModelOptions) -> Model:
     scheduler = read_json(source / "scheduler" / "scheduler_config.json")
     guided = unet.get("time_cond_proj_dim")
     check_rank(options.lora_rank)
-    loras = read_loras(options.loras, told.components, unet)
+    loras = read_loras(options.loras, told.components, unet_names(unet))
     inputs = lora_inputs(unet, options.lora_rank) if options.lora_rank else None
     latents = Latents(channels=unet["in_channels"], factor=factor)
     tiny = tiny_folder(source, latents)
@@ -99,7 +99,7 @@ def model_of(told: Description, options: ModelOptions) -> Model:
         vocabulary=told.text["vocab_size"], large=parameters(UNet2DConditionModel, source / "unet") >= LARGE,
         loras=loras, lora_inputs=inputs, graphs=tuple(signatures(widths)),
         specs=lambda precision, names=None: Wires(precision, latents, widths).specs(
-            modules(told, TORCH[precision], widths, fuser(loras, unet), fitted), names
+            modules(told, TORCH[precision], widths, fuser(loras, unet_names(unet)), fitted), names
         ),
     )  # fmt: skip
 

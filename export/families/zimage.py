@@ -15,11 +15,13 @@ from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from torch import nn
 from transformers import Qwen3Model
 
-from engine.errors import LoraInvalid, OptionInvalid, SourceError
-from engine.schema import Defaults, Latents, Limits
+from engine.errors import SourceError
+from engine.schema import Defaults, Latents, Limits, LoraInputs
 from engine.tokens import MAX_TOKENS, MULTIPLE
-from export.components import LARGE, load, load_vae, parameters, read_vae, tiny_preview
+from export.components import LARGE, Fuse, load, load_vae, parameters, read_vae, tiny_preview
 from export.families import Model, ModelOptions
+from export.lora import fuser, read_loras
+from export.lora_inputs import check_rank, take_loras
 from export.pictures import Encoder, Fit, Preview, fit_preview
 from export.qwen import QwenConditioning
 from export.solver import own_scheduler
@@ -30,6 +32,7 @@ from export.unet import Decoder
 from export.wires import TORCH, Make, Widths, Wires, signatures
 from export.zimage import PATCH, ZImageDenoiser
 from export.zimage_fold import fold_text, fold_transformer
+from export.zimage_lora import lora_inputs, place_of
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 HOLLOW = ("conditioning", "denoiser")
@@ -46,11 +49,13 @@ def open_model(source: Path, options: ModelOptions) -> Model:
     check_transformer(source, transformer)
     check_text(source, text)
     check_together(source, transformer, text, vae, scheduler)
-    check_options(options)
+    check_rank(options.lora_rank)
+    loras = read_loras(options.loras, COMPONENTS, place_of)
+    inputs = lora_inputs(transformer, options.lora_rank) if options.lora_rank else None
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     latents = Latents(channels=transformer["in_channels"], factor=factor)
     tiny = tiny_folder(source, latents)
-    widths = Widths(hidden=text["hidden_size"], tiny=tiny, captions=True, hollow=HOLLOW)
+    widths = Widths(hidden=text["hidden_size"], loras=inputs, tiny=tiny, captions=True, hollow=HOLLOW)
     fitted = cache(lambda: fit_preview(load(AutoencoderKL, source / "vae", torch.float32)))
     side, limits = int(vae["sample_size"]), limits_of(transformer, vae, factor)
     defaults = Defaults(
@@ -60,23 +65,25 @@ def open_model(source: Path, options: ModelOptions) -> Model:
         family="zimage", source=source, components=(*COMPONENTS, *([] if tiny is None else [tiny])),
         tokenizers=("tokenizer",), latents=latents, limits=limits, defaults=read_defaults(source, defaults),
         guidance="classifier_free", guidance_offset=1.0, scheduler_config=scheduler, max_tokens=MAX_TOKENS,
-        max_chunks=1, max_clip_skip=0, vocabulary=text["vocab_size"], loras=(), lora_inputs=None,
+        max_chunks=1, max_clip_skip=0, vocabulary=text["vocab_size"], loras=loras, lora_inputs=inputs,
         large=parameters(ZImageTransformer2DModel, source / "transformer") >= LARGE,
         graphs=tuple(signatures(widths)), multiple=MULTIPLE, masked=options.masked,
         specs=lambda precision, names=None: Wires(precision, latents, widths).specs(
-            modules(source, TORCH[precision], tiny, options, fitted), names
+            modules(source, TORCH[precision], widths, fuser(loras, place_of), options.masked, fitted), names
         ),
     )  # fmt: skip
 
 
-def modules(source: Path, dtype: torch.dtype, tiny: str | None, options: ModelOptions, fitted: Fit) -> dict[str, Make]:
+def modules(
+    source: Path, dtype: torch.dtype, widths: Widths, fuse: Fuse | None, masked: bool, fitted: Fit
+) -> dict[str, Make]:  # fmt: skip
     """What makes the module of each graph; a component is loaded once. fitted: a linear preview's weights."""
-    vae = cache(lambda: load_vae(source, dtype))
+    vae, tiny = cache(lambda: load_vae(source, dtype)), widths.tiny
     return {
         "conditioning": lambda: conditioning(source, dtype),
         "encoder": lambda: Encoder(vae(), dtype),
         "start": lambda: Start(dtype),
-        "denoiser": lambda: denoiser(source, dtype, options),
+        "denoiser": lambda: denoiser(source, dtype, widths.loras, fuse, masked=masked),
         "solver": lambda: Solver(dtype),
         "decoder": lambda: Decoder(vae(), dtype),
         "preview": lambda: Preview(fitted) if tiny is None else tiny_preview(source / tiny, dtype),
@@ -90,11 +97,19 @@ def conditioning(source: Path, dtype: torch.dtype) -> nn.Module:
     return QwenConditioning(text, MAX_TOKENS)
 
 
-def denoiser(source: Path, dtype: torch.dtype, options: ModelOptions) -> nn.Module:
-    """The transformer, so that fp16 holds what it computes."""
+def denoiser(
+    source: Path, dtype: torch.dtype, loras: LoraInputs | None = None, fuse: Fuse | None = None, *, masked: bool = False
+) -> nn.Module:
+    """The transformer, with LoRAs added and inputs for more where there are some, so that fp16 holds what it computes.
+
+    LoRAs are added in float32 one layer at a time: all of it in float32 is twice as much.
+    """
     transformer = load(ZImageTransformer2DModel, source / "transformer", dtype)
+    if fuse is not None:
+        fuse(transformer, "transformer")
+    wire = None if loras is None else take_loras(transformer, loras)
     fold_transformer(transformer)
-    return ZImageDenoiser(transformer, masked=options.masked)
+    return ZImageDenoiser(transformer, masked=masked, loras=wire)
 
 
 def limits_of(transformer: dict[str, Any], vae: dict[str, Any], factor: int) -> Limits:
@@ -149,18 +164,6 @@ def check_together(
     for folder, key, actual, value, what in pairs:
         if actual != value:
             raise _unsupported(source / folder, f"{key} {actual!r}", f"{value!r}, {what}")
-
-
-def check_options(options: ModelOptions) -> None:
-    """LoRAs are not there yet. Raises LoraInvalid or OptionInvalid."""
-    if options.loras:
-        raise LoraInvalid(
-            str(options.loras[0].path), actual="a LoRA for family 'zimage'", allowed="none yet", remedy="Leave it out."
-        )
-    if options.lora_rank:
-        raise OptionInvalid(
-            "export, lora rank", actual=str(options.lora_rank), allowed="0 for family 'zimage'", remedy="Leave it out."
-        )
 
 
 def _unsupported(folder: Path, actual: str, allowed: str) -> SourceError:

@@ -24,7 +24,6 @@ import torch
 
 from engine.schema import Latents
 from export import weights
-from export.families import ModelOptions
 from export.families.zimage import denoiser
 from export.graph import onnx_from_module
 from export.prologue import split_graph
@@ -32,7 +31,7 @@ from export.wires import Widths, Wires
 
 source, out = map(Path, sys.argv[1:])
 weights.INLINE_BYTES = 1 << 20  # the prologue's leave its file, as they do at the published size
-module = denoiser(source, torch.float16, ModelOptions()).eval()
+module = denoiser(source, torch.float16).eval()
 widths = Widths(hidden=64, captions=True, hollow=("denoiser",))
 spec = Wires("fp16", Latents(channels=16, factor=8), widths).spec("denoiser", module)
 dims = {"rows": 3, "height": 272, "width": 304, "tokens": 64}
