@@ -135,6 +135,18 @@ def test_guidance_with_a_negative_prompt_of_another_length(plain: Pipeline, mask
         plain.generate(request)
 
 
+@pytest.mark.parametrize(("height", "width"), [(72, 128), (128, 1080), (48, 128)])
+def test_a_size_that_is_no_multiple_of_16_or_too_large_is_refused(plain: Pipeline, height: int, width: int) -> None:
+    with pytest.raises(RequestInvalid, match="64 to 256 in multiples of 16"):
+        plain.generate(asked(height=height, width=width))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 256), (144, 256), (256, 144), (64, 64)])
+def test_other_forms(plain: Pipeline, theirs: Theirs, height: int, width: int) -> None:
+    """The narrowest, 16:9 both ways, and the smallest."""
+    check(plain, theirs, [asked(height=height, width=width, steps=2)])
+
+
 @pytest.mark.parametrize("strength", [0.3, 0.8])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_from_an_image(plain: Pipeline, theirs: Theirs, strength: float, height: int, width: int) -> None:
