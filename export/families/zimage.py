@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from torch import nn
 from transformers import Qwen3Model
 
-from engine.errors import SourceError
+from engine.errors import SourceError, shown
 from engine.schema import Defaults, Latents, Limits, LoraInputs
 from engine.tokens import MAX_TOKENS, MULTIPLE
 from export.components import LARGE, Fuse, load, load_vae, parameters, read_vae, tiny_preview
@@ -130,6 +130,9 @@ def check_transformer(source: Path, config: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if config[key] != value:
             raise _unsupported(source / "transformer", f"{key} {config[key]!r}", repr(value))
+    for key in ("norm_eps", "rope_theta", "t_scale"):
+        if not isinstance(config[key], int | float) or isinstance(config[key], bool) or not config[key] > 0:
+            raise _unsupported(source / "transformer", f"{key} {shown(config[key])}", "a number above 0")
     if config.get("siglip_feat_dim") is not None:
         actual = f"siglip_feat_dim {config['siglip_feat_dim']!r}: Z-Image-Omni's, which reads images"
         raise _unsupported(source / "transformer", actual, "none")

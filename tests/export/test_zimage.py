@@ -8,14 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
+from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from engine.bundle import load_bundle
 from engine.errors import SchedulerUnsupported, SourceError
-from export.families import ModelOptions, open_model
+from export.families import open_model
 from export.qwen import QwenConditioning
 from export.zimage import ZImageDenoiser
 from tests.tiny_zimage import text_encoder, transformer
@@ -153,6 +153,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("transformer", {"all_f_patch_size": [2]}, r"all_f_patch_size \[2\]; allowed: \[1\]"),
     ("transformer", {"qk_norm": False}, r"qk_norm False; allowed: True"),
     ("transformer", {"n_kv_heads": 1}, r"n_kv_heads 1; allowed: 3"),
+    ("transformer", {"t_scale": "x"}, r"t_scale 'x'; allowed: a number above 0"),
+    ("transformer", {"rope_theta": []}, r"rope_theta \[\]; allowed: a number above 0"),
+    ("transformer", {"norm_eps": -1}, r"norm_eps -1; allowed: a number above 0"),
     ("transformer", {"n_heads": ...}, r"without a usable 'n_heads'"),
     ("transformer", {"axes_lens": [512, 512, 512]}, r"axes_lens \[512, 512, 512\]; allowed: three axes"),
     ("transformer", {"_class_name": "Lumina2Transformer2DModel"}, r"'Lumina2Transformer2DModel'; allowed: 'ZImage"),
@@ -188,14 +191,29 @@ def test_the_omni_pipeline_is_refused(zimage_source: Path, tmp_path: Path) -> No
         open_model(folder)
 
 
-def test_a_config_that_was_saved_for_the_whole_language_model_will_do(zimage_source: Path, tmp_path: Path) -> None:
-    """As the published one is: its architectures name Qwen3ForCausalLM, and rope_theta stands by itself."""
-    changes = {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 1_000_000, "rope_scaling": None}
-    source = changed(zimage_source, tmp_path, "text_encoder", rope_parameters=..., **changes)
-    ids = np.arange(64, dtype=np.int32).reshape(2, 32)
-    found = []
-    for folder in (zimage_source, source):
-        conditioning = next(s for s in open_model(folder, ModelOptions()).specs("fp32") if s.name == "conditioning")
-        with torch.inference_mode():
-            found.append(conditioning.module(torch.from_numpy(ids)))
-    assert torch.equal(*found)
+def states_of(folder: Path) -> torch.Tensor:
+    """What the conditioning makes of some ids."""
+    (conditioning,) = open_model(folder).specs("fp32", ("conditioning",))
+    with torch.inference_mode():
+        states: torch.Tensor = conditioning.module(torch.arange(64, dtype=torch.int32).reshape(2, 32))
+    return states
+
+
+def test_a_config_with_rope_theta_by_itself_will_do(zimage_source: Path, tmp_path: Path) -> None:
+    """As it was saved before transformers 5."""
+    changes = {"rope_theta": 1_000_000, "rope_scaling": None, "rope_parameters": ...}
+    source = changed(zimage_source, tmp_path, "text_encoder", **changes)
+    assert torch.equal(states_of(source), states_of(zimage_source))
+
+
+def test_the_weights_of_the_whole_language_model_will_do(zimage_source: Path, tmp_path: Path) -> None:
+    """Its names have a level more, and a head."""
+    source = Path(shutil.copytree(zimage_source, tmp_path / "source"))
+    own = Qwen3Model.from_pretrained(zimage_source / "text_encoder")
+    whole = Qwen3ForCausalLM(own.config)
+    whole.model.load_state_dict(own.state_dict())
+    shutil.rmtree(source / "text_encoder")
+    whole.save_pretrained(source / "text_encoder")
+    config = json.loads((source / "text_encoder" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert torch.equal(states_of(source), states_of(zimage_source))
