@@ -17,6 +17,7 @@ from engine.bundle import load_bundle
 from engine.errors import SchedulerUnsupported, SourceError
 from export.families import open_model
 from export.qwen import QwenConditioning
+from export.source import source_sha256
 from export.zimage import ZImageDenoiser
 from tests.tiny_zimage import text_encoder, transformer
 
@@ -217,3 +218,13 @@ def test_the_weights_of_the_whole_language_model_will_do(zimage_source: Path, tm
     config = json.loads((source / "text_encoder" / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert torch.equal(states_of(source), states_of(zimage_source))
+
+
+def test_the_template_of_the_chat_is_part_of_the_source(zimage_source: Path, tmp_path: Path) -> None:
+    """transformers saves it in a file of its own."""
+    source = Path(shutil.copytree(zimage_source, tmp_path / "source"))
+    components = open_model(source).components
+    before = source_sha256(source, components)
+    template = source / "tokenizer" / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert source_sha256(source, components) != before
