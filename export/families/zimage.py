@@ -27,6 +27,7 @@ from export.qwen import QwenConditioning
 from export.solver import own_scheduler
 from export.solver_graph import Solver, Start
 from export.source import read_defaults, read_json
+from export.split_attention import split_attention
 from export.tiny_vae import tiny_folder
 from export.unet import Decoder
 from export.wires import TORCH, Make, Widths, Wires, signatures
@@ -78,7 +79,7 @@ def modules(
     source: Path, dtype: torch.dtype, widths: Widths, fuse: Fuse | None, masked: bool, fitted: Fit
 ) -> dict[str, Make]:  # fmt: skip
     """What makes the module of each graph; a component is loaded once. fitted: a linear preview's weights."""
-    vae, tiny = cache(lambda: load_vae(source, dtype)), widths.tiny
+    vae, tiny = cache(lambda: split_vae(source, dtype)), widths.tiny
     return {
         "conditioning": lambda: conditioning(source, dtype),
         "encoder": lambda: Encoder(vae(), dtype),
@@ -88,6 +89,13 @@ def modules(
         "decoder": lambda: Decoder(vae(), dtype),
         "preview": lambda: Preview(fitted) if tiny is None else tiny_preview(source / tiny, dtype),
     }
+
+
+def split_vae(source: Path, dtype: torch.dtype) -> Any:
+    """The VAE, for pictures of up to 2048² px; its latents are even along both sides."""
+    vae = load_vae(source, dtype)
+    split_attention(vae)
+    return vae
 
 
 def conditioning(source: Path, dtype: torch.dtype) -> nn.Module:
