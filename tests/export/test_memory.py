@@ -66,7 +66,9 @@ def test_a_transformers_peak_grows_as_its_weights_do(tmp_path: Path, root: Path)
         found.append([int(word) for word in done.stdout.split()])
     (small_peak, small), (large_peak, large) = found
     assert large - small > 250 << 20
-    assert large_peak - small_peak <= ALLOWED * (large - small)
+    growth = (large_peak - small_peak) / (large - small)
+    print(f"{growth:.2f} bytes at the peak for each byte of weights")
+    assert growth <= ALLOWED
 
 
 def test_one_tensor_at_a_time_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
