@@ -26,7 +26,7 @@ from engine.gate_runs import Ran, Runs, recorded
 from engine.job import GateJob
 from engine.machine import Machine, machine_of
 from engine.profiles import Profile, parse_profile, size_text
-from engine.schema import ReferenceCase
+from engine.schema import LoopCase, ReferenceCase
 from engine.verdict import Comparison, Status, Verdict
 from engine.wiring import IMAGES
 
@@ -144,23 +144,24 @@ class Judge:
         """All stages together, where every graph passed by itself. A miss is the loop's fault, or where the latents
         are right and the images are not, the last stage's.
         """
-        indices = self._covering(self._reference.loop.dims)
-        if self._reasons or not indices or not self._whole:
-            problem = (
-                f"in no profile ({_dims_text(self._reference.loop.dims)})" if self._whole else "not all graphs ran"
-            )
+        loop = self._reference.loop
+        indices = [] if loop is None else self._covering(loop.dims)
+        if self._reasons or not indices or not self._whole or loop is None:
+            problem = "none was recorded"
+            if loop is not None:
+                problem = f"in no profile ({_dims_text(loop.dims)})" if self._whole else "not all graphs ran"
             self._tell(f"loop: {'a graph was rejected before' if self._reasons else problem}")
             return
         for index in indices:
-            self._blame(_last(self._graphs, "loop"), partial(self._compare_run, index))
+            self._blame(_last(self._graphs, "loop"), partial(self._compare_run, loop, index))
 
-    def _compare_run(self, profile: int) -> None:
-        case, label = self._reference.loop, self._label("loop", profile)
+    def _compare_run(self, case: LoopCase, profile: int) -> None:
+        label = self._label("loop", profile)
         graphs = self._runs.launched(self._graphs)
         made = {b.name: (graph, b) for graph in graphs for b in graph.bindings
                 if b.name in (LATENTS, IMAGES) and (b in graph.outputs or b.name in graph.carried)}  # fmt: skip
         found = []
-        for name, actual in self._runs.loop(graphs, list(made), profile).items():
+        for name, actual in self._runs.loop(case, graphs, list(made), profile).items():
             graph, binding = made[name]
             loses = case.fp16_error.get(name, 0.0)
             allowed = allowed_error(binding.dtype, self._precision, loses, loop=True, tolerance=self._tolerance)

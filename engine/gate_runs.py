@@ -20,6 +20,7 @@ from engine.job import GateJob
 from engine.one_by_one import OneByOne, bound_graph
 from engine.plan import Part, build_remedy, check_identity, identity_of, read_info, verified_plan
 from engine.profiles import Profile
+from engine.schema import LoopCase
 from engine.wiring import launched, swapped
 
 Wires = dict[str, DeviceTensor]
@@ -77,14 +78,12 @@ class Runs:
             inputs = {name: array[-1:] for name, array in inputs.items()}
         return Ran(inputs, outputs, lambda name: launches[-1].tensors[name].read())
 
-    def loop(self, graphs: Sequence[Graph], results: Sequence[str], profile: int) -> dict[str, Array]:
+    def loop(self, case: LoopCase, graphs: Sequence[Graph], results: Sequence[str], profile: int) -> dict[str, Array]:
         """Run all stages as the runtime does, carried pairs changing places after each step; the results by wire.
 
-        graphs: those that the recorded wires suffice for; see `launched`.
-
-        Raises ExecutionFailed, or BundleInvalid for an input that was not recorded.
+        case: what was recorded. graphs: those that its wires suffice for; see `launched`. Raises ExecutionFailed, or
+        BundleInvalid for an input that was not recorded.
         """
-        case = self._bundle.reference.loop
         wires = self._allocated(graphs, case.dims)
         turns = wires, swapped(graphs, wires)
         known: set[str] = set()

@@ -19,9 +19,13 @@ from engine.errors import LoraInvalid, shown
 from engine.safetensors_file import SafetensorsFile
 from engine.safetensors_header import decoded, members
 
-DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", ".down.weight")
-UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", ".up.weight")
-"""kohya, peft, diffusers today and before; the last is of attention processors, `….to_q_lora.down.weight`."""
+DOWN = (
+    ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight",
+    ".lora_linear_layer.down.weight", ".down.weight",
+)  # fmt: skip
+UP = tuple(ending.replace("down", "up").replace("_A", "_B") for ending in DOWN)
+"""kohya, peft (with its adapter's name where a module was saved whole), diffusers today and before; the last is of
+attention processors, `….to_q_lora.down.weight`."""
 ALPHA = (".alpha",)
 FOREIGN = {
     "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr",

@@ -136,8 +136,8 @@ def _template_sizes(bundle: Bundle) -> dict[str, str]:
 
     default: the size that a request gets by default, as a profile writes it; width, height: its sides. min, max: the
     least and the greatest side. long, short: sides of about 4:3 and the default's area, in steps that halve well (of
-    1024 they are 1152 and 896). chunk, chunks: the tokens of one chunk of a prompt, and of three; in a template, of
-    the shortest prompts, and of three times that.
+    1024 they are 1152 and 896). sixteen, nine: sides of exactly 16:9 and about that area (1280 and 720). chunk, chunks:
+    the tokens of one chunk of a prompt, and of three; in a template, of the shortest prompts, and of three times that.
     """
     limits, defaults = bundle.limits, bundle.defaults
     step, side = limits.multiple_px, math.sqrt(defaults.width * defaults.height)
@@ -147,6 +147,8 @@ def _template_sizes(bundle: Bundle) -> dict[str, str]:
         coarse *= 2
     long, short = (min(max(round(side * ratio / coarse) * coarse, low), high) for ratio in (2 / 3**0.5, 3**0.5 / 2))
     sizes = {"width": defaults.width, "height": defaults.height, "min": low, "max": high, "long": long, "short": short}
+    times = max(min(round(side / (12 * step)), high // (16 * step)), 1)
+    sizes |= {"sixteen": 16 * step * times, "nine": 9 * step * times}
     lengths = bundle.tokenizer.lengths[:3]
     sizes |= {"chunk": lengths[0], "chunks": lengths[-1]}
     return {"default": size_text(defaults.width, defaults.height), **{name: str(px) for name, px in sizes.items()}}

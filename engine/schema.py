@@ -131,12 +131,12 @@ class Reference(Struct, frozen=True):
 
     A hoisted prologue has no arrays of its own: those of the graph it was cut from are the whole's. largest: the
     largest magnitude of any intermediate of each graph that the fp16 variant computes in fp16, found in fp32; fp16
-    ends at 65504.
+    ends at 65504. Of a bundle that was exported unchecked there are no cases and no loop: its plans are not gated.
     """
 
     file: str
     cases: tuple[ReferenceCase, ...]
-    loop: LoopCase
+    loop: LoopCase | None
     largest: dict[str, float] = {}
 
 

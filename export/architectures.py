@@ -44,6 +44,20 @@ UNET_XL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
+ZIMAGE: dict[str, Any] = {
+    "all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 16, "dim": 3840, "n_layers": 30,
+    "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "norm_eps": 1e-5, "qk_norm": True, "cap_feat_dim": 2560,
+    "rope_theta": 256.0, "t_scale": 1000.0, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512],
+}  # fmt: skip
+QWEN3_4B: dict[str, Any] = {
+    "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 40960, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}  # fmt: skip
+VAE_16: dict[str, Any] = {
+    **VAE, "sample_size": 1024, "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+    "force_upcast": True, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +65,7 @@ class Architecture:
     """A pipeline: its class, the class and settings of each component, and what else model_index.json says.
 
     modules: in the order they are made. tokenizers: by folder, and the pad token where it is not the end of text.
+    tokenizer: their class.
     """
 
     pipeline: str
@@ -58,6 +73,7 @@ class Architecture:
     scheduler: tuple[str, dict[str, Any]]
     tokenizers: dict[str, str | None]
     index: dict[str, Any]
+    tokenizer: str = "CLIPTokenizer"
 
 
 def _sd(unet: dict[str, Any], text: dict[str, Any], scheduler: tuple[str, dict[str, Any]], vae: dict[str, Any],
@@ -104,5 +120,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         scheduler=("EulerDiscreteScheduler", {**BETAS, "timestep_spacing": "leading", "steps_offset": 1}),
         tokenizers={"tokenizer": None, "tokenizer_2": "!"},
         index={"force_zeros_for_empty_prompt": True, "image_encoder": [None, None], "feature_extractor": [None, None]},
+    ),
+    "zimage": Architecture(
+        pipeline="ZImagePipeline",
+        modules={
+            "transformer": ("ZImageTransformer2DModel", ZIMAGE), "vae": ("AutoencoderKL", VAE_16),
+            "text_encoder": ("Qwen3Model", QWEN3_4B),
+        },
+        scheduler=("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 1000, "shift": 3.0}),
+        tokenizers={"tokenizer": None}, tokenizer="Qwen2Tokenizer", index={},
     ),
 }  # fmt: skip

@@ -31,7 +31,7 @@ from export.source import source_sha256
 from export.tables import write_tables
 from export.tokenizer import check_same, check_vocabulary, export_templated, export_tokenizer
 from export.untrusted import running
-from export.variants import Cases, Errors, Recorded, Variant, export_variant, runs
+from export.variants import Cases, Errors, Recorded, Variant, export_variant, runs, unchecked_variant
 
 Progress = Callable[[str, int, int], None]
 LoraFiles = Sequence[tuple[Path, float]]
@@ -42,7 +42,8 @@ FILES = {"tokenizer": "tokenizer.json", "tables": "tables.npz", "reference": "re
 def export_bundle(
     source: Path, out: Path, *, precisions: Sequence[Precision] | None = None, schedulers: Sequence[str] | None = None,
     etas: Sequence[float] = (), cache: Path | None = None, device: str = "cpu", origin: str = "folder",
-    loras: LoraFiles = (), lora_rank: int = 0, masked: bool = False, on_progress: Progress | None = None,
+    loras: LoraFiles = (), lora_rank: int = 0, masked: bool = False, checked: bool = True,
+    on_progress: Progress | None = None,
 ) -> Bundle:  # fmt: skip
     """Export the model in `source` to the bundle folder `out`, replacing one that is there in one move.
 
@@ -51,31 +52,30 @@ def export_bundle(
     folder for tables that were probed before, None for the platform's. device: where torch runs, `cpu`, `cuda:1`.
     origin: where the source came from, as bundle.json keeps it. loras: files and weights, to add to the model's.
     lora_rank: of LoRAs that requests may bring, 1 to 128; 0 for none. masked: rows with captions of different lengths
-    may share a batch. on_progress(what, done, total). Raises SourceError, LoraInvalid, SchedulerUnsupported,
-    ExportMismatch, OptionInvalid or OutputError; then `out` stays.
+    may share a batch. checked: False writes graphs one by one, with one module in memory, and neither runs them nor
+    records anything: plans are not gated then. on_progress(what, done, total). Raises SourceError, LoraInvalid,
+    SchedulerUnsupported, ExportMismatch, OptionInvalid or OutputError; then `out` stays.
     """
     _check_precisions(PRECISIONS if precisions is None else precisions)
     check_device(device)
     _check_apart(source, out)
     model = open_model(source, options_of(loras, lora_rank, masked=masked))
     precisions = default_precisions(model) if precisions is None else precisions
-    steps = Steps(3 + len(precisions) * (len(model.graphs) + 1), on_progress)
+    steps = Steps(2 + checked + len(precisions) * (len(model.graphs) + checked), on_progress)
     with placed_folder(out) as folder:
         steps("tokenizer")
         tokenizer = write_tokenizer(model, folder)
         steps("solver tables")
         path = folder / FILES["tables"]
         tables = write_tables(model.scheduler_config, model.defaults.scheduler, path, schedulers, etas, cache)
-        steps("reference")
-        exact = [placed(model.specs("fp32"), device)]
-        recorded = record(model, exact[0], folder)
-        variants = write_variants(model, exact, precisions, folder, recorded, steps, device)
+        write = write_checked if checked else write_unchecked
+        variants, told = write(model, precisions, folder, steps, device)
         bundle = Bundle(
             version=VERSION, sha256="", name=out.name, family=model.family, source=source_entry(model, out, origin),
             made_with=made_with(), latents=model.latents, limits=model.limits, defaults=model.defaults,
             guidance=model.guidance, guidance_offset=model.guidance_offset, tokenizer=tokenizer, tables=tables,
             max_clip_skip=model.max_clip_skip, lora_inputs=model.lora_inputs, loras=fused(model, out),
-            masked=model.masked, reference=reference_entry(model, recorded, variants), files=file_entries(folder),
+            masked=model.masked, reference=told, files=file_entries(folder),
             variants={p: variant.graphs for p, variant in variants.items()},
         )  # fmt: skip
         return write_bundle(bundle, folder, out)
@@ -103,19 +103,30 @@ def default_precisions(model: Model) -> tuple[Precision, ...]:
     return ("fp16",) if model.large else PRECISIONS
 
 
-def write_variants(
-    model: Model, exact: list[tuple[GraphSpec, ...]], precisions: Sequence[Precision], folder: Path,
-    recorded: Recorded, steps: Steps, device: str,
-) -> dict[Precision, Variant]:  # fmt: skip
-    """Export each precision, with one variant's modules in memory at a time; exact: those of fp32, taken out of it."""
-    variants = {}
+def write_unchecked(
+    model: Model, precisions: Sequence[Precision], folder: Path, steps: Steps, device: str
+) -> tuple[dict[Precision, Variant], Reference]:
+    """Export each precision graph by graph, and a reference of nothing."""
+    np.savez_compressed(folder / FILES["reference"])
+    variants = {precision: unchecked_variant(model, precision, device, folder, steps) for precision in precisions}
+    return variants, Reference(file=FILES["reference"], cases=(), loop=None)
+
+
+def write_checked(
+    model: Model, precisions: Sequence[Precision], folder: Path, steps: Steps, device: str
+) -> tuple[dict[Precision, Variant], Reference]:
+    """Record the fp32 modules, export each precision with one variant's modules in memory, and compare."""
+    steps("reference")
+    exact = [placed(model.specs("fp32"), device)]
+    recorded = record(model, exact[0], folder)
+    variants = dict[Precision, Variant]()
     for precision in sorted(precisions, key=PRECISIONS.index):
         specs = exact.pop() if precision == "fp32" else ()
         exact.clear()
         specs = specs or placed(model.specs(precision), device)
         variants[precision] = export_variant(model, precision, specs, folder, recorded, steps)
         del specs
-    return variants
+    return variants, reference_entry(model, recorded, variants)
 
 
 def write_bundle(bundle: Bundle, folder: Path, out: Path) -> Bundle:

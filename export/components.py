@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from engine.errors import SourceError
+from export.pictures import TinyPreview
 from export.source import read_json
 from export.strided import pad_in_convolutions
 from export.untrusted import open_component, weights_of
@@ -23,7 +24,7 @@ LARGE = 10**9
 """Parameters of a denoiser from which on a model is large: its fp32 graphs are written on request only."""
 DECODERS = ("AutoencoderKL",)
 Fuse = Callable[[nn.Module, str], None]
-"""Adds LoRAs to the float32 weights of a component, which is named by its folder."""
+"""Adds LoRAs to the weights of a component, which is named by its folder."""
 
 
 def load(kind: Any, folder: Path, dtype: torch.dtype, fuse: Fuse | None = None) -> Any:
@@ -55,6 +56,11 @@ def load_vae(source: Path, dtype: torch.dtype) -> Any:
     make_fp16_safe(vae)
     pad_in_convolutions(vae)
     return vae
+
+
+def tiny_preview(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The small decoder that a source brings."""
+    return TinyPreview(load(AutoencoderTiny, folder, dtype), dtype)
 
 
 def parameters(kind: Any, folder: Path) -> int:

@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from engine.binding import Array, Binding, Dims, Graph, Precision, Stage
 from export.device import device_of, strict
+from export.hollow import hollowed, weights_back
 from export.lean import make_lean
-from export.weights import consolidate
+from export.weights import consolidate, read_graph, save_graph
 
 OPSET = 17
 CONVOLUTIONS = (torch.conv2d, torch.nn.functional.conv2d)
@@ -30,7 +31,8 @@ CONVOLUTIONS = (torch.conv2d, torch.nn.functional.conv2d)
 class GraphSpec:
     """A graph before it is exported: its module and everything bundle.json says of it.
 
-    exact: whether it computes in fp32 in the fp16 variant too.
+    exact: whether it computes in fp32 in the fp16 variant too. hollow: whether it is traced without its weights, so
+    that they are never in memory twice; nothing that is computed from weights alone is then folded.
     """
 
     name: str
@@ -42,6 +44,7 @@ class GraphSpec:
     carried: dict[str, str]
     only_with: tuple[str, ...] = ()
     exact: bool = False
+    hollow: bool = False
 
     def graph(self, file: str) -> Graph:
         """What bundle.json says of it once it lies in `file`."""
@@ -61,16 +64,34 @@ def onnx_from_module(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -
         device = device_of(spec.module)
         make_lean(spec.module)
         spec.module.to(device)
+    if callable(prepare := getattr(spec.module, "prepare", None)):
+        prepare()  # what a module makes when it first runs is no part of its graph
+    if spec.hollow:
+        _trace_hollow(spec, inputs, path)
+    else:
+        _trace(spec, tensors(spec, inputs), path)
+        consolidate(path)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _trace(spec: GraphSpec, inputs: tuple[Tensor, ...], path: Path, **options: Any) -> None:
     axes = {b.name: {k: str(axis) for k, axis in enumerate(b.shape) if isinstance(axis, str)} for b in _all(spec)}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer warns of every shape that Python reads
         torch.onnx.export(
-            spec.module, tensors(spec, inputs), str(path), dynamo=False, opset_version=OPSET,
+            spec.module, inputs, str(path), dynamo=False, opset_version=OPSET,
             input_names=[b.name for b in spec.inputs], output_names=[b.name for b in spec.outputs],
-            dynamic_axes={name: named for name, named in axes.items() if named}, verbose=False,
+            dynamic_axes={name: named for name, named in axes.items() if named}, verbose=False, **options,
         )  # fmt: skip
-    consolidate(path)
-    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _trace_hollow(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -> None:
+    """Trace without weights, which become inputs, and write them into their places."""
+    empty = tuple(tensor.to("meta") for tensor in tensors(spec, inputs))
+    with hollowed(spec.module) as weights:
+        _trace(spec, empty, path, export_params=False, keep_initializers_as_inputs=True, do_constant_folding=False)
+    model = read_graph(path)
+    save_graph(model, path, weights_back(model, weights))
 
 
 def tensors(spec: GraphSpec, arrays: Mapping[str, Array]) -> tuple[Tensor, ...]:
@@ -101,11 +122,11 @@ class HalfConvolutions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def example_dims(dims: Dims, factor: int) -> dict[str, int]:
+def example_dims(dims: Dims, multiple: int) -> dict[str, int]:
     """Sizes to trace at: ≥ 2 on every axis, chunks of tokens too, and odd in latents, so that resizing follows its
-    input's shape.
+    input's shape; or in what a model's sizes are multiples of.
     """
-    odd = {"height": 17 * factor, "width": 19 * factor}
+    odd = {"height": 17 * multiple, "width": 19 * multiple}
     return {**dims, **odd, "rows": 3, "samples": 2, "draws": 3, "tokens": 2 * dims["tokens"]}
 
 

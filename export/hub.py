@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import SourceError
-from export.source import INDEX, UNUSED, read_index
+from export.source import INDEX, TEXTS, UNUSED, read_index
 
 PREFIX = "hub:"
 ID = re.compile(r"(?:hub:)?([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,127}))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FILE = re.compile(r"[\w.-]+")
-TEXTS = (".json", ".txt", ".model")
 STEM = r"(?:diffusion_pytorch_model|model)"
 WEIGHTS = (
     re.compile(rf"{STEM}(?:-\d{{5}}-of-\d{{5}})?\.safetensors"),

@@ -30,6 +30,8 @@ ENDLESS = 1e38
 MASKED = -1e37
 """What is lower stands for −∞ in an attention mask, and is fp16's own lowest number in fp16."""
 VAE_REMEDY = ", or set force_upcast to true in vae/config.json, which folds the VAE so that fp16 holds it"
+ISLANDS = ("RMSNorm", "Qwen3RMSNorm")
+"""Modules that square what they get, in fp32: diffusers' and transformers'."""
 BLOCK = 1 << 24
 """Scores of an attention that are computed at a time."""
 
@@ -55,7 +57,7 @@ class Ranges:
             yield
             return
         seen = _Watch(self.found.get(spec.name, Extreme(0.0, "")))
-        with _followed(spec.module, seen.path), seen:
+        with _followed(spec.module, seen), seen:
             yield
         self.found[spec.name] = seen.extreme
 
@@ -88,12 +90,28 @@ def check_range(found: Mapping[str, Extreme], specs: Iterable[GraphSpec]) -> Non
 
 
 class _Watch(TorchFunctionMode):
-    """Sees every operation that Python calls; path: the names of the modules that run, the innermost last."""
+    """Sees every operation that Python calls; path: the names of the modules that run, the innermost last.
+
+    Within one of ISLANDS, which computes in fp32 whatever it is given, what comes out is all that counts.
+    """
 
     def __init__(self, extreme: Extreme) -> None:
         super().__init__()
         self.extreme = extreme
         self.path: list[str] = []
+        self._islands = 0
+
+    def enter(self, name: str, module: nn.Module) -> None:
+        """A module begins to run."""
+        self.path.append(name)
+        self._islands += _is_island(module)
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """It ends."""
+        if _is_island(module):
+            self._islands -= 1
+            self._count(magnitude(output))
+        self.path.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -110,7 +128,7 @@ class _Watch(TorchFunctionMode):
         return result
 
     def _count(self, value: float) -> None:
-        if not value <= self.extreme.value:  # NaN too
+        if not self._islands and not value <= self.extreme.value:  # NaN too
             self.extreme = Extreme(value if math.isfinite(value) else math.inf, self.path[-1] if self.path else "")
 
     def _scores(self, query: Tensor, key: Tensor, *_: Any, scale: float | None = None, **__: Any) -> None:
@@ -138,17 +156,17 @@ def magnitude(tensor: Tensor) -> float:
     return math.nan if math.isnan(least) or math.isnan(most) else max(abs(least), abs(most))
 
 
+def _is_island(module: nn.Module) -> bool:
+    return type(module).__name__ in ISLANDS
+
+
 @contextmanager
-def _followed(module: nn.Module, path: list[str]) -> Iterator[None]:
-    """Within the block `path` holds the names of the submodules that run."""
-
-    def leave(*_: Any) -> None:
-        path.pop()
-
+def _followed(module: nn.Module, seen: _Watch) -> Iterator[None]:
+    """Within the block `seen` is told which submodules run."""
     handles = []
     for name, child in module.named_modules():
-        handles.append(child.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-        handles.append(child.register_forward_hook(leave))
+        handles.append(child.register_forward_pre_hook(lambda child, _, name=name: seen.enter(name, child)))
+        handles.append(child.register_forward_hook(lambda child, _, output: seen.leave(child, output)))
     try:
         yield
     finally:

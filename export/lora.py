@@ -2,12 +2,13 @@
 
 Which module a key means is diffusers' to say: its own loader's conversions of names are asked, pair by pair, so that an
 error can name the key. Its other half, which needs peft and gives every layer an adapter before it adds the same
-product, is not used. Does not know what a LoRA file may hold (engine/lorafile.py), nor when a component is loaded.
+product, is not used. A family brings what asks for its names; the UNet's is here. Does not know what a LoRA file may
+hold (engine/lorafile.py), nor when a component is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -31,43 +32,43 @@ PEFT = "base_model.model."
 """Before the names of a model that peft itself saved."""
 UNET, TEXT = "unet", ("text_encoder", "text_encoder_2")
 DOWN = ".lora_A.weight"
+Place = Callable[[LoraFile, str, str], tuple[str, str]]
+"""(file, stem, key) → the component and the path in it of the layer that is meant. Raises LoraInvalid."""
 
 
-def read_loras(
-    loras: Sequence[FusedLoraFile], components: Sequence[str], unet: Mapping[str, Any]
-) -> tuple[FusedLoraFile, ...]:
+def read_loras(loras: Sequence[FusedLoraFile], components: Sequence[str], place: Place) -> tuple[FusedLoraFile, ...]:
     """Check files before a weight is loaded: what they are, and that all of their keys are of these components.
 
-    unet: the UNet's config. Returns them with their hashes. Raises LoraInvalid.
+    Returns them with their hashes. Raises LoraInvalid.
     """
     found = []
     for lora in loras:
         check_weight(str(lora.path), lora.weight)
         file = _opened(lora)
         for pair in file.pairs():
-            component, _ = place_of(file, pair.stem, pair.key, unet)
+            component, _ = place(file, pair.stem, pair.key)
             if component not in components:
-                raise _unknown(file, pair.key, f"a layer of {component}, which this model has not")
+                raise unknown(file, pair.key, f"a layer of {component}, which this model has not")
         found.append(FusedLoraFile(lora.path, float(lora.weight), file.sha256))
     return tuple(found)
 
 
-def fuser(loras: Sequence[FusedLoraFile], unet: Mapping[str, Any]) -> Fuse | None:
+def fuser(loras: Sequence[FusedLoraFile], place: Place) -> Fuse | None:
     """What adds these to a component; None where there are none."""
-    return partial(fuse, loras=loras, unet=unet) if loras else None
+    return partial(fuse, loras=loras, place=place) if loras else None
 
 
-def fuse(module: nn.Module, component: str, loras: Sequence[FusedLoraFile], unet: Mapping[str, Any]) -> None:
-    """Add to a component's weights, float32, what the files have for it. component: its folder's name.
+def fuse(module: nn.Module, component: str, loras: Sequence[FusedLoraFile], place: Place) -> None:
+    """Add to a component's weights what the files have for it, in float32. component: its folder's name.
 
     Raises LoraInvalid, which names the file and the first key that does not fit, and leaves the module half changed.
     """
     for lora in loras:
         file, done = _opened(lora), set[str]()
         for stem in file.stems:
-            place = place_of(file, stem, file.down_key(stem), unet)
-            if place[0] == component:  # the others' matrices are not read
-                path = _own_path(module, place[1])
+            owner, named = place(file, stem, file.down_key(stem))
+            if owner == component:  # the others' matrices are not read
+                path = _own_path(module, named)
                 if path in done:
                     raise file.refused(file.down_key(stem), f"a second pair for {path}", "one pair to a layer")
                 done.add(path)
@@ -84,7 +85,12 @@ def _opened(lora: FusedLoraFile) -> LoraFile:
     return file
 
 
-def place_of(file: LoraFile, stem: str, key: str, unet: Mapping[str, Any]) -> tuple[str, str]:
+def unet_names(unet: Mapping[str, Any]) -> Place:
+    """Of Stable Diffusion and SDXL. unet: the UNet's config."""
+    return partial(_place_of, unet=unet)
+
+
+def _place_of(file: LoraFile, stem: str, key: str, unet: Mapping[str, Any]) -> tuple[str, str]:
     """The component and the path in it of the module that a key means, by diffusers' loader."""
     ending = key.removeprefix(stem)
     name = key if key.startswith(KOHYA) else _prefixed(stem) + ending
@@ -97,9 +103,9 @@ def place_of(file: LoraFile, stem: str, key: str, unet: Mapping[str, Any]) -> tu
         component, _, path = next(iter(found)).partition(".")
         path = _peft_name(component, path)
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, StopIteration) as error:
-        raise _unknown(file, key, f"a name that diffusers does not know ({str(error)[:80]})") from error
+        raise unknown(file, key, f"a name that diffusers does not know ({str(error)[:80]})") from error
     if component not in (UNET, *TEXT) or not path.endswith(DOWN):
-        raise _unknown(file, key, "a name that diffusers does not know")
+        raise unknown(file, key, "a name that diffusers does not know")
     return component, path.removesuffix(DOWN)
 
 
@@ -129,9 +135,9 @@ def _add(module: nn.Module, path: str, file: LoraFile, pair: Pair, weight: float
     try:
         layer = module.get_submodule(path)
     except AttributeError as error:
-        raise _unknown(file, pair.key, f"a layer that this model has not, {shown(path)}") from error
+        raise unknown(file, pair.key, f"a layer that this model has not, {shown(path)}") from error
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or getattr(layer, "groups", 1) != 1:
-        raise _unknown(file, pair.key, f"a {type(layer).__name__}, {shown(path)}")
+        raise unknown(file, pair.key, f"a {type(layer).__name__}, {shown(path)}")
     target = layer.weight
     down, up = (_fitting(torch.from_numpy(matrix), target.ndim) for matrix in (pair.down, pair.up))
     tail = (1,) * (target.ndim - 2)
@@ -141,11 +147,10 @@ def _add(module: nn.Module, path: str, file: LoraFile, pair: Pair, weight: float
             f"{(pair.rank, *target.shape[1:])} and {(target.shape[0], pair.rank, *tail)} for {path}",
             "It was made for another model.",
         )  # fmt: skip
-    assert target.dtype == torch.float32
     with torch.no_grad():
         device = target.device
         added = (up.flatten(1).to(device) * (pair.scale * weight)) @ down.flatten(1).to(device)
-        target += added.reshape(target.shape)
+        target.copy_(target.float() + added.reshape(target.shape))
         if not torch.isfinite(target).all():
             raise file.refused(pair.key, "weights that are not finite once it is added", "finite values")
 
@@ -157,7 +162,8 @@ def _fitting(matrix: Tensor, axes: int) -> Tensor:
     return matrix.flatten(1) if axes == 2 and matrix.shape[2:] == (1, 1) else matrix
 
 
-def _unknown(file: LoraFile, key: str, actual: str) -> LoraInvalid:
+def unknown(file: LoraFile, key: str, actual: str) -> LoraInvalid:
+    """The error of a key that names no layer of the model."""
     return file.refused(
         key, actual, "layers of this model, in kohya's, diffusers' or peft's names", "Is it for another model?"
     )

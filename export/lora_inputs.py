@@ -1,13 +1,14 @@
-"""Which layers of a UNet take a LoRA with each request, where its matrices lie in the wire, and how files name them.
+"""Which layers of a denoiser take a LoRA with each request, where its matrices lie in the wire, how files name them.
 
-The layers are those of the transformer blocks, which is what kohya, diffusers and peft train by default. Does not read
-a LoRA (runtime/loras.py), nor know how a layer uses one (export/lora_layers.py).
+Of a UNet the layers are those of the transformer blocks, which is what kohya, diffusers and peft train by default. Does
+not read a LoRA (runtime/loras.py), nor know how a layer uses one (export/lora_layers.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,23 +41,28 @@ def lora_inputs(config: dict[str, Any], rank: int) -> LoraInputs:
     """What bundle.json says of the wire, from a UNet's config alone; no weight is made."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    at, layers = 0, []
-    for name, layer in layers_of(unet):
+    aliases = partial(aliases_of, layers_per_block=unet.config.layers_per_block)
+    return inputs_of(layers_of(unet), aliases, rank)
+
+
+def inputs_of(layers: Iterable[tuple[str, Any]], aliases: Callable[[str], tuple[str, ...]], rank: int) -> LoraInputs:
+    """The wire of these layers, by path, side by side in their order. aliases: of a path, the stems that mean it."""
+    at, found = 0, []
+    for name, layer in layers:
         inputs, outputs = layer.weight.shape[1], layer.weight.shape[0]
         down, up = at, at + _aligned(inputs)
         at = up + _aligned(outputs)
-        aliases = aliases_of(name, unet.config.layers_per_block)
-        layers.append(LoraLayer(name=name, aliases=aliases, inputs=inputs, outputs=outputs, down=down, up=up))
-    return LoraInputs(rank=rank, size=at, layers=tuple(layers))
+        found.append(LoraLayer(name=name, aliases=aliases(name), inputs=inputs, outputs=outputs, down=down, up=up))
+    return LoraInputs(rank=rank, size=at, layers=tuple(found))
 
 
-def take_loras(unet: nn.Module, inputs: LoraInputs) -> LoraWire:
-    """Give the layers of a UNet their slots, in place; what a call finds in the wire is added to it."""
+def take_loras(denoiser: nn.Module, inputs: LoraInputs) -> LoraWire:
+    """Give the layers of a denoiser their slots, in place; what a call finds in the wire is added to it."""
     wire = LoraWire()
     for layer in inputs.layers:
         parent, _, child = layer.name.rpartition(".")
-        base = unet.get_submodule(layer.name)
-        setattr(unet.get_submodule(parent), child, with_slot(base, Slot(wire, layer.down, layer.up)))
+        base = denoiser.get_submodule(layer.name)
+        setattr(denoiser.get_submodule(parent), child, with_slot(base, Slot(wire, layer.down, layer.up)))
     return wire
 
 

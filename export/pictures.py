@@ -28,7 +28,7 @@ SIDE, COUNT = 16, 12
 class Encoder(nn.Module):
     """image (samples, H, W, 3) uint8, image_noise (samples, C, H/8, W/8) → image_latents, as image_noise, float32.
 
-    A draw from the VAE's distribution, times scaling_factor: what diffusers' pipelines begin with.
+    A draw from the VAE's distribution, less shift_factor, times scaling_factor: what diffusers' pipelines begin with.
     """
 
     def __init__(self, vae: Any, dtype: torch.dtype) -> None:
@@ -40,7 +40,8 @@ class Encoder(nn.Module):
         x = (2 * pixels - 1).permute(0, 3, 1, 2).to(self.dtype)
         drawn = self.vae.encode(x, return_dict=False)[0]
         mean, deviation = drawn.mean.float(), torch.exp(0.5 * drawn.logvar.float())
-        latents: Tensor = (mean + deviation * image_noise) * self.vae.config.scaling_factor
+        drawn_latents, shift = mean + deviation * image_noise, self.vae.config.shift_factor
+        latents: Tensor = (drawn_latents if shift is None else drawn_latents - shift) * self.vae.config.scaling_factor
         return latents
 
 
@@ -56,10 +57,14 @@ class Preview(nn.Module):
         self._fit = fit
         self._weights: Float32Array | None = None
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def prepare(self) -> Float32Array:
+        """The weights; found on the first call."""
         if self._weights is None:
             self._weights = self._fit()
-        weights = torch.from_numpy(self._weights).to(latents.device)
+        return self._weights
+
+    def forward(self, latents: Tensor) -> Tensor:
+        weights = torch.from_numpy(self.prepare()).to(latents.device)
         # A sum of products, not a product of matrices: TensorRT-RTX has none of fp32 for Turing.
         pixels = (latents.permute(0, 2, 3, 1)[..., None] * weights[:-1]).sum(-2) + weights[-1]
         return torch.round(torch.clamp(pixels, 0, 255)).to(torch.uint8)
@@ -79,6 +84,12 @@ class TinyPreview(nn.Module):
         return to_pixels(self.decoder((latents / self.scale).to(self.dtype)))
 
 
+def unscaled(latents: Tensor, vae: Any) -> Tensor:
+    """Latents of the loop as a VAE's decoder reads them."""
+    z: Tensor = latents / vae.config.scaling_factor
+    return z if vae.config.shift_factor is None else z + vae.config.shift_factor
+
+
 def to_pixels(decoded: Tensor) -> Tensor:
     """(B, 3, H, W) of −1 to 1, as a decoder makes them → (B, H, W, 3) uint8, rounded as diffusers does."""
     scaled = torch.clamp(decoded.float() / 2 + 0.5, 0, 1) * 255
@@ -92,7 +103,7 @@ def fit_preview(vae: Any) -> Float32Array:
     """
     latents = smooth_latents(vae.config.latent_channels)
     with torch.inference_mode():
-        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        images = vae.decode(unscaled(latents, vae), return_dict=False)[0]
         pixels = F.adaptive_avg_pool2d(torch.clamp(images / 2 + 0.5, 0, 1) * 255, SIDE)
     places = latents.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
     wanted = pixels.permute(0, 2, 3, 1).flatten(0, 2).double().numpy()

@@ -24,7 +24,7 @@ def cases(model: Model) -> dict[str, dict[str, int]]:
     """The shapes that are recorded: the default, the smallest with mixed rows, one that is odd in latents, and one with
     prompts of two chunks, or of twice what a templated one is padded to.
     """
-    low, side, step = model.limits.min_px, model.defaults.height, model.latents.factor
+    low, side, step = model.limits.min_px, model.defaults.height, model.limits.multiple_px
     tokens = {"tokens": model.least_tokens}
     rows = rows_of_guided(model)
     return {

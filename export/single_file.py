@@ -18,12 +18,11 @@ from engine.errors import SourceError, shown
 from export.families import FAMILIES
 from export.safefile import Safefile
 from export.silent import silent
-from export.source import INDEX, UNUSED, read_index
+from export.source import INDEX, TEXTS, UNUSED, read_index
 from export.unsupported import WHOLE, check_checkpoint, check_parts, check_pipeline
 from export.untrusted import check_size, checked_config, translated
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-TEXT_FILES = (".json", ".txt", ".model")
 MAX_TEXT_BYTES, MAX_TEXTS = 64 * 2**20, 200
 """Of all configs and tokenizers together; those of SDXL have 5 MB in 15 files."""
 
@@ -112,7 +111,7 @@ def _class(library: str, name: str) -> Any:
 
 def configs_of(config: Path) -> tuple[Path, ...]:
     """The texts of a diffusers folder: configs and tokenizers, in a fixed order. Raises SourceError for too many."""
-    found = [path for path in sorted((*config.glob("*.json"), *config.glob("*/*"))) if path.suffix in TEXT_FILES]
+    found = [path for path in sorted((*config.glob("*.json"), *config.glob("*/*"))) if path.suffix in TEXTS]
     found = [path for path in found if path.is_file()]
     if len(found) > MAX_TEXTS or sum(path.stat().st_size for path in found) > MAX_TEXT_BYTES:
         raise SourceError(

@@ -34,7 +34,9 @@ LONGEST, MOST_BETAS = 64, 10_000
 MOST_LAYERS = 128
 TOTALS = ("total_size", "total_parameters")
 """Of all shards, in their index: large, and used by nobody."""
-PARTS = (".json", ".safetensors", ".txt", ".model")
+TEXTS = (".json", ".txt", ".model", ".jinja")
+"""Configs, vocabularies, and templates of chats."""
+PARTS = (*TEXTS, ".safetensors")
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from engine.binding import Precision
 from engine.errors import SchedulerUnsupported, SourceError
 from engine.schema import Defaults, Latents, Limits
-from export.components import LARGE, Fuse, check_channels, load, load_vae, parameters, read_vae
+from export.components import LARGE, Fuse, check_channels, load, load_vae, parameters, read_vae, tiny_preview
 from export.families import Model, ModelOptions
-from export.graph import GraphSpec
-from export.lora import fuser, read_loras
+from export.lora import fuser, read_loras, unet_names
 from export.lora_inputs import check_rank, lora_inputs, take_loras
-from export.pictures import Encoder, Fit, Preview, TinyPreview, fit_preview
+from export.pictures import Encoder, Fit, Preview, fit_preview
 from export.scheduler import check_class
 from export.solver import check_scheduler, own_scheduler
 from export.solver_graph import Solver, Start
@@ -32,7 +30,7 @@ from export.source import read_defaults, read_json
 from export.tiny_vae import tiny_folder
 from export.unet import Decoder, Denoiser, GuidanceEmbedding
 from export.unsupported import check_latents, check_prediction, check_unet
-from export.wires import TORCH, Widths, Wires, signatures
+from export.wires import TORCH, Make, Widths, Wires, signatures
 
 STAND_IN = "dpmpp_2m"
 MAX_CHUNKS = 8
@@ -92,7 +90,7 @@ def model_of(told: Description, options: ModelOptions) -> Model:
     scheduler = read_scheduler(source)
     guided = unet.get("time_cond_proj_dim")
     check_rank(options.lora_rank)
-    loras = read_loras(options.loras, told.components, unet)
+    loras = read_loras(options.loras, told.components, unet_names(unet))
     inputs = lora_inputs(unet, options.lora_rank) if options.lora_rank else None
     latents = Latents(channels=unet["in_channels"], factor=factor)
     tiny = tiny_folder(source, latents)
@@ -114,35 +112,35 @@ def model_of(told: Description, options: ModelOptions) -> Model:
         max_tokens=told.text["max_position_embeddings"], max_chunks=MAX_CHUNKS, max_clip_skip=told.max_clip_skip,
         vocabulary=told.text["vocab_size"], large=parameters(UNet2DConditionModel, source / "unet") >= LARGE,
         loras=loras, lora_inputs=inputs, graphs=tuple(signatures(widths)),
-        specs=lambda precision: graphs(told, precision, latents, widths, fuser(loras, unet), fitted),
+        specs=lambda precision, names=None: Wires(precision, latents, widths).specs(
+            modules(told, TORCH[precision], widths, fuser(loras, unet_names(unet)), fitted), names
+        ),
     )  # fmt: skip
 
 
-def graphs(
-    told: Description, precision: Precision, latents: Latents, widths: Widths, fuse: Fuse | None, fitted: Fit
-) -> tuple[GraphSpec, ...]:
-    """The graphs of one precision, in the order they run in. fitted: makes the weights of a preview that is linear."""
-    dtype, source = TORCH[precision], told.source
-    vae = load_vae(source, dtype)
-    unet = load(UNet2DConditionModel, source / "unet", dtype, fuse)
-    wire = None if widths.loras is None else take_loras(unet, widths.loras)
-    modules: dict[str, nn.Module] = {
-        "conditioning": told.conditioning(dtype, fuse),
-        "encoder": Encoder(vae, dtype),
-        "start": Start(dtype),
-        "denoiser": Denoiser(unet, widths.added, wire),
-        "solver": Solver(dtype),
-        "decoder": Decoder(vae, dtype),
-        "preview": Preview(fitted) if widths.tiny is None else tiny_preview(source / widths.tiny, dtype),
+def modules(
+    told: Description, dtype: torch.dtype, widths: Widths, fuse: Fuse | None, fitted: Fit
+) -> dict[str, Make]:  # fmt: skip
+    """What makes the module of each graph; a component is loaded once. fitted: a linear preview's weights."""
+    source = told.source
+    vae = cache(lambda: load_vae(source, dtype))
+    made: dict[str, Make] = {
+        "conditioning": lambda: told.conditioning(dtype, fuse),
+        "encoder": lambda: Encoder(vae(), dtype),
+        "start": lambda: Start(dtype),
+        "denoiser": lambda: denoiser(source, dtype, widths, fuse),
+        "solver": lambda: Solver(dtype),
+        "decoder": lambda: Decoder(vae(), dtype),
+        "preview": lambda: Preview(fitted) if widths.tiny is None else tiny_preview(source / widths.tiny, dtype),
+        "guidance": lambda: GuidanceEmbedding(widths.guidance),
     }
-    if widths.guidance:
-        modules["guidance"] = GuidanceEmbedding(widths.guidance)
-    return Wires(precision, latents, widths).specs(modules)
+    return made
 
 
-def tiny_preview(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The small decoder that the source brings."""
-    return TinyPreview(load(AutoencoderTiny, folder, dtype), dtype)
+def denoiser(source: Path, dtype: torch.dtype, widths: Widths, fuse: Fuse | None) -> nn.Module:
+    """The UNet, with LoRAs added and inputs for more where there are some."""
+    unet = load(UNet2DConditionModel, source / "unet", dtype, fuse)
+    return Denoiser(unet, widths.added, None if widths.loras is None else take_loras(unet, widths.loras))
 
 
 def sampling(told: Description, embedded: bool, scheduler: dict[str, Any]) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine.wiring import LORA
 from export.lora_layers import LoraWire
-from export.pictures import to_pixels
+from export.pictures import to_pixels, unscaled
 
 POOLED, TIME_IDS, GUIDED = "text_embeds", "time_ids", "timestep_cond"
 """What a UNet may read beside sample, timestep and encoder_hidden_states; diffusers' words."""
@@ -76,5 +76,4 @@ class Decoder(nn.Module):
         self.vae, self.dtype = vae, dtype
 
     def forward(self, latents: Tensor) -> Tensor:
-        z = (latents / self.vae.config.scaling_factor).to(self.dtype)
-        return to_pixels(self.vae.decode(z, return_dict=False)[0])
+        return to_pixels(self.vae.decode(unscaled(latents, self.vae).to(self.dtype), return_dict=False)[0])

@@ -45,6 +45,10 @@ PARTS["sdxl"] = {
     **PARTS["sd"], "tokenizer_2": PARTS["sd"]["tokenizer"],
     "text_encoder_2": ("CLIPTextModelWithProjection", "CLIPModel"),
 }  # fmt: skip
+PARTS["zimage"] = {
+    "transformer": ("ZImageTransformer2DModel",), "vae": ("AutoencoderKL",),
+    "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"), "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
+}  # fmt: skip
 """The components of each family, and the classes that its index may name for them."""
 PREVIEW = "AutoencoderTiny"
 """May lie beside the others under any name (tiny_vae.py)."""
@@ -96,11 +100,9 @@ def check_pipeline(path: Path, name: object, families: Collection[str]) -> str:
 def check_parts(path: Path, index: Mapping[str, Any], family: str) -> None:
     """Raise SourceError where an index names a component that a family has not, or has of another class.
 
-    What is missing is told by who looks for it. A family that has no entry in PARTS is not looked at.
+    What is missing is told by who looks for it.
     """
-    known = PARTS.get(family)
-    if known is None:
-        return
+    known = PARTS[family]
     for part, value in index.items():
         kind = value[1] if isinstance(value, list) else None
         if kind is None or part in (*UNUSED, "scheduler") or (kind == PREVIEW and part != "vae"):
@@ -111,7 +113,7 @@ def check_parts(path: Path, index: Mapping[str, Any], family: str) -> None:
                 allowed=", ".join(known[part]) if part in known else f"the components {', '.join(known)}, scheduler",
                 remedy="Name the pipeline's own class in model_index.json: StableDiffusionXLPipeline for SDXL."
                 if part in PARTS["sdxl"] and part not in known
-                else "Export a pipeline with the components of Stable Diffusion; a denoiser takes nothing but LoRAs.",
+                else "Export a pipeline that has no other components; a denoiser takes nothing but LoRAs.",
             )  # fmt: skip
 
 

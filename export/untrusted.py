@@ -54,6 +54,15 @@ TEXT_FIELDS = (
 """All that a text encoder's architecture needs; its config has room for more, kernels from a hub among them."""
 
 
+QWEN_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_parameters",
+    "attention_bias",
+)  # fmt: skip
+FIELDS = {"Qwen3Model": QWEN_FIELDS}
+"""The same of encoders that are not CLIP's."""
+
+
 def open_component(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A module of a class of diffusers or transformers in eval mode, from safetensors in this folder alone.
 
@@ -89,7 +98,10 @@ def checked_config(kind: Any, folder: Path) -> dict[str, Any]:
     return config
 
 
-ALSO = {"CLIPTextModel": ("CLIPModel",), "CLIPTextModelWithProjection": ("CLIPModel", "CLIPTextModel")}
+ALSO = {
+    "CLIPTextModel": ("CLIPModel",), "CLIPTextModelWithProjection": ("CLIPModel", "CLIPTextModel"),
+    "Qwen3Model": ("Qwen3ForCausalLM",),
+}  # fmt: skip
 """Classes whose configs and weights serve as well."""
 
 
@@ -99,7 +111,7 @@ def _check_kinds(kind: Any, path: Path, config: dict[str, Any]) -> None:
     transformers checks its own configs; but a list of ids, which it takes, no text encoder of ours can use.
     """
     if is_of_transformers(kind):
-        wrong = [name for name in TEXT_FIELDS if isinstance(config.get(name), list)]
+        wrong = [name for name in fields_of(kind) if isinstance(config.get(name), list)]
     else:
         hints = get_type_hints(kind.__init__)
         defaults = {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}
@@ -189,7 +201,12 @@ def bounded(tensors: int, numbers: int) -> Iterator[None]:
 
 def text_config(kind: Any, config: dict[str, Any]) -> Any:
     """The config object of a text encoder, of the fields of its architecture alone."""
-    return kind.config_class(**{name: config[name] for name in TEXT_FIELDS if name in config})
+    return kind.config_class(**{name: config[name] for name in fields_of(kind) if name in config})
+
+
+def fields_of(kind: Any) -> tuple[str, ...]:
+    """The fields of a text encoder's config that its architecture needs."""
+    return FIELDS.get(kind.__name__, TEXT_FIELDS)
 
 
 @contextmanager

@@ -63,9 +63,7 @@ def export_variant(
     sessions = Sessions(folder)
     for spec in specs:
         steps(f"{spec.name} {precision}")
-        written = write_graph(model, spec, f"graphs/{precision}/{spec.name}.onnx", folder)
-        first = all(graph.name != NAME for graph in graphs)
-        chain = split_graph(written, folder, NAME if first else f"{NAME}_{spec.name}")
+        chain = write_chain(model, spec, precision, folder, graphs)
         own = {case: by_graph[spec.name] for case, by_graph in errors.cases.items()}
         sessions.add(chain)
         check_graph(spec, precision, chain, sessions.run, checked_cases(model, recorded.cases[spec.name]), own)
@@ -73,6 +71,30 @@ def export_variant(
     steps(f"loop {precision}")
     check_loop(recorded.loop, precision, by_stage(graphs), sessions.run, errors.loop)
     return Variant(by_stage(graphs), errors)
+
+
+def write_chain(
+    model: Model, spec: GraphSpec, precision: Precision, folder: Path, before: Sequence[Graph]
+) -> tuple[Graph, ...]:
+    """Write one module's graph, or in its place the prologue that is hoisted out of it and the rest. before: others."""
+    written = write_graph(model, spec, f"graphs/{precision}/{spec.name}.onnx", folder)
+    first = all(graph.name != NAME for graph in before)
+    return split_graph(written, folder, NAME if first else f"{NAME}_{spec.name}")
+
+
+def unchecked_variant(
+    model: Model, precision: Precision, device: str, folder: Path, steps: Callable[[str], None]
+) -> Variant:
+    """Write every graph of one precision, each with no module in memory but its own; none is run as a whole."""
+    graphs: list[Graph] = []
+    for name in model.graphs:
+        steps(f"{name} {precision}")
+        (spec,) = model.specs(precision, (name,))
+        if not spec.hollow:
+            spec.module.to(device)
+        graphs += write_chain(model, spec, precision, folder, graphs)
+        del spec
+    return Variant(by_stage(graphs), Errors({}, {}))
 
 
 def checked_cases(model: Model, cases: Mapping[str, Case]) -> dict[str, Case]:
@@ -85,7 +107,7 @@ def checked_cases(model: Model, cases: Mapping[str, Case]) -> dict[str, Case]:
 
 def write_graph(model: Model, spec: GraphSpec, file: str, folder: Path) -> Graph:
     """Trace one module into the bundle's folder, at sizes of its own."""
-    dims = example_dims(reference.cases(model)["default"], model.latents.factor)
+    dims = example_dims(reference.cases(model)["default"], model.limits.multiple_px)
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx_from_module(spec, reference.seeded_inputs(spec.inputs, dims, 0, model), path)

@@ -6,13 +6,18 @@ So a build maps or reads them once, in place of parsing them and keeping both. N
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, external_data_helper
 
+from engine.binding import Array
 from engine.rewrite import external_bytes
 from engine.shapes import size_bytes
+
+Reader = Callable[[TensorProto], Array | None]
+"""The values of an initializer that lie outside of its model, row by row; None of one that has its own."""
 
 INLINE_BYTES = 64 << 20
 """Weights of a graph that are more than this leave its ONNX file."""
@@ -33,15 +38,16 @@ def read_graph(path: Path) -> onnx.ModelProto:
     return model
 
 
-def save_graph(model: onnx.ModelProto, path: Path) -> None:
+def save_graph(model: onnx.ModelProto, path: Path, read: Reader | None = None) -> None:
     """Write a graph, whose external weights lie beside path, and move its weights to where they belong.
 
-    The model is left without the weights that went to `<path>.data`.
+    read: gives the values of those that are neither in the model nor beside it. The model is left without the weights
+    that went to `<path>.data`.
     """
     tensors, data = list(model.graph.initializer), path.with_name(f"{path.name}.data")
     if sum(map(size_bytes, tensors)) <= INLINE_BYTES:
         for tensor in tensors:
-            _set_inline(tensor, path.parent)
+            _set_inline(tensor, path.parent, read)
         path.write_bytes(model.SerializeToString())
         data.unlink(missing_ok=True)
         return
@@ -49,14 +55,14 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     with partial.open("wb") as stream:
         for tensor in tensors:
             if size_bytes(tensor) <= SMALL_BYTES:
-                _set_inline(tensor, path.parent)
+                _set_inline(tensor, path.parent, read)
                 continue
-            raw = raw_bytes(tensor, path.parent)
+            raw = raw_bytes(tensor, path.parent, read)
             stream.seek(-stream.tell() % ALIGNMENT, 1)
             begin = stream.tell()
             stream.write(raw)
             outside = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b"")
-            external_data_helper.set_external_data(outside, data.name, begin, len(raw))
+            external_data_helper.set_external_data(outside, data.name, begin, memoryview(raw).nbytes)
             outside.ClearField("raw_data")
             tensor.CopyFrom(outside)
     partial.replace(data)
@@ -74,8 +80,10 @@ def consolidate(path: Path) -> None:
         (path.parent / name).unlink()
 
 
-def raw_bytes(tensor: TensorProto, folder: Path) -> bytes:
+def raw_bytes(tensor: TensorProto, folder: Path, read: Reader | None = None) -> bytes | memoryview:
     """A tensor's bytes, from wherever they are; folder: where those lie that the model does not hold."""
+    if (array := None if read is None else read(tensor)) is not None:
+        return array.data
     if external_data_helper.uses_external_data(tensor):
         return external_bytes(tensor, folder)
     if tensor.HasField("raw_data"):
@@ -83,8 +91,11 @@ def raw_bytes(tensor: TensorProto, folder: Path) -> bytes:
     return onnx.numpy_helper.to_array(tensor).tobytes()
 
 
-def _set_inline(tensor: TensorProto, folder: Path) -> None:
-    if external_data_helper.uses_external_data(tensor):
-        tensor.raw_data = raw_bytes(tensor, folder)
+def _set_inline(tensor: TensorProto, folder: Path, read: Reader | None = None) -> None:
+    given = None if read is None else read(tensor)
+    if given is not None:
+        tensor.raw_data = given.tobytes()
+    elif external_data_helper.uses_external_data(tensor):
+        tensor.raw_data = external_bytes(tensor, folder)
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]

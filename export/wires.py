@@ -5,7 +5,7 @@ Knows neither what the modules compute nor how they are traced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,14 @@ from export.unet import GUIDED, POOLED, TIME_IDS
 
 PROMPT = ("input_ids", "token_weights", "clip_skip")
 """What the conditioning is made of, row by row."""
+TOKENS = "token_weights"
 BY_ROW = (*PROMPT, TIME_IDS)
 TORCH = {"fp32": torch.float32, "fp16": torch.float16}
 NUMPY: dict[Precision, DType] = {"fp32": "float32", "fp16": "float16"}
 EXACT = ("start", "solver", "preview", "guidance")
 """Graphs that compute in fp32 at every precision."""
 ONLY_WITH: dict[str, tuple[str, ...]] = {"encoder": ("image",)}
+Make = Callable[[], nn.Module]
 Signature = tuple[Any, tuple[str, ...], tuple[str, ...]]
 
 
@@ -34,7 +36,8 @@ Signature = tuple[Any, tuple[str, ...], tuple[str, ...]]
 class Widths:
     """Features of what the denoiser reads: of the prompt's states, of the pooled prompt and of the guidance's
     embedding, 0 where it reads none; loras: the low-rank inputs, or None. tiny: the folder of the preview's own
-    decoder, or None.
+    decoder, or None. captions: whether prompts are captions, whose ids are all that the conditioning reads, and the
+    denoiser is told which of their tokens are padding. hollow: the graphs that are traced without their weights.
     """
 
     hidden: int
@@ -42,12 +45,15 @@ class Widths:
     guidance: int = 0
     loras: LoraInputs | None = None
     tiny: str | None = None
+    captions: bool = False
+    hollow: tuple[str, ...] = ()
 
     @property
     def added(self) -> tuple[str, ...]:
         """The wires that the denoiser reads beside sample, timestep and encoder_hidden_states, in order."""
         pooled = (POOLED, TIME_IDS) if self.pooled else ()
-        return (*pooled, *((GUIDED,) if self.guidance else ()), *((LORA,) if self.loras is not None else ()))
+        captions = (TOKENS,) if self.captions else ()
+        return (*captions, *pooled, *((GUIDED,) if self.guidance else ()), *((LORA,) if self.loras is not None else ()))
 
 
 class Wires:
@@ -83,9 +89,10 @@ class Wires:
             for name, (dtype, shape, lifetime) in entries.items()
         }
 
-    def specs(self, modules: Mapping[str, nn.Module]) -> tuple[GraphSpec, ...]:
-        """The graphs of these modules, by name, in the order of `signatures`."""
-        return tuple(self.spec(name, modules[name].eval()) for name in signatures(self._widths))
+    def specs(self, made: Mapping[str, Make], names: Collection[str] | None = None) -> tuple[GraphSpec, ...]:
+        """The graphs of modules, by name, in the order of `signatures`. made: makes them; names: None for all."""
+        wanted = [name for name in signatures(self._widths) if names is None or name in names]
+        return tuple(self.spec(name, made[name]().eval()) for name in wanted)
 
     def spec(self, name: str, module: nn.Module) -> GraphSpec:
         """One graph with these bindings; those of EXACT compute in fp32 at every precision."""
@@ -97,7 +104,7 @@ class Wires:
         return GraphSpec(
             name=name, stage=stage, module=module, precision=own, carried=carried,
             inputs=tuple(map(pick, inputs)), outputs=tuple(map(pick, outputs)), only_with=ONLY_WITH.get(name, ()),
-            exact=exact,
+            exact=exact, hollow=name in self._widths.hollow,
         )  # fmt: skip
 
 
@@ -106,7 +113,7 @@ def signatures(widths: Widths) -> dict[str, Signature]:
     states = ("encoder_hidden_states", POOLED) if widths.pooled else ("encoder_hidden_states",)
     guidance: dict[str, Signature] = {"guidance": ("once", ("guidance_scale", "sample_of_row"), (GUIDED,))}
     return {
-        "conditioning": ("once", PROMPT, states),
+        "conditioning": ("once", PROMPT[:1] if widths.captions else PROMPT, states),
         "encoder": ("once", ("image", "image_noise"), ("image_latents",)),
         **(guidance if widths.guidance else {}),
         "start": (

@@ -38,6 +38,8 @@ SCHEDULERS = (
     "euler", "euler_ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "heun", "pndm", "unipc", "lcm",
 )  # fmt: skip
 """What the tests' bundles have tables for: each of the row's columns is used by one of them."""
+FLOW = ("flow_euler",)
+"""The same of flow matching."""
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +129,33 @@ def drawn_source() -> Path:
 def drawn_bundle(drawn_source: Path) -> Path:
     """The bundle of `drawn_source`."""
     return exported(drawn_source, schedulers=("dpmpp_2m", "euler"))
+
+
+@pytest.fixture(scope="session")
+def zimage_source() -> Path:
+    """A Z-Image of random weights in diffusers layout."""
+    folder = CACHE / "models" / "zimage"
+    makers = [ROOT / "tests" / f"tiny_{name}.py" for name in ("zimage", "qwen")]
+    with MAKING:
+        if not is_newer(folder / "model_index.json", makers):
+            pytest.importorskip("torch")
+            from tests.tiny_zimage import save_tiny_zimage
+
+            shutil.rmtree(folder, ignore_errors=True)
+            save_tiny_zimage(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zimage_bundle(zimage_source: Path) -> Path:
+    """The bundle of `zimage_source`: the rows of a batch have captions of one padded length."""
+    return exported(zimage_source, schedulers=FLOW)
+
+
+@pytest.fixture(scope="session")
+def zimage_masked(zimage_source: Path) -> Path:
+    """The same with a mask of captions."""
+    return exported(zimage_source, "zimage-masked", FLOW, masked=True)
 
 
 def exported(model: Path, name: str = "", schedulers: Sequence[str] = SCHEDULERS, **options: Any) -> Path:

@@ -22,7 +22,7 @@ from engine.bundle import load_bundle
 from engine.errors import BackendUnavailable, LoraInvalid
 from export.bundle import export_bundle
 from export.families import FusedLoraFile
-from export.lora import fuse, fuser, read_loras
+from export.lora import fuse, fuser, read_loras, unet_names
 from runtime.pipeline import Pipeline
 from runtime.request import Request
 from tests.conftest import CACHE
@@ -165,7 +165,10 @@ def test_metadata_names_file_weight_and_hash(opened, pairs, tmp_path):
     path = write(tmp_path / "x.safetensors", pairs[0])
     told = opened["onnxruntime"].generate(Request(prompt="a cat", loras=[(path, 0.5)], **COMMON)).metadata["loras"]
     assert [(one["path"], one["weight"]) for one in told] == [(str(path), 0.5)]
-    assert told[0]["sha256"] == read_loras([FusedLoraFile(path, 1.0)], ["unet"], {"layers_per_block": 1})[0].sha256
+    assert (
+        told[0]["sha256"]
+        == read_loras([FusedLoraFile(path, 1.0)], ["unet"], unet_names({"layers_per_block": 1}))[0].sha256
+    )
 
 
 @pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "peft_model"])
@@ -179,10 +182,10 @@ def test_fused_weights_are_diffusers(tiny_source, pairs, texts, tmp_path, dialec
     theirs.set_adapters(["one"], [0.7])
     theirs.fuse_lora()
     theirs.unload_lora_weights()
-    config = dict(ours.unet.config)
-    loras = read_loras([FusedLoraFile(path, 0.7)], ["unet", "text_encoder"], config)
+    names = unet_names(dict(ours.unet.config))
+    loras = read_loras([FusedLoraFile(path, 0.7)], ["unet", "text_encoder"], names)
     for name in ("unet", "text_encoder"):
-        fuse(getattr(ours, name), name, loras, config)
+        fuse(getattr(ours, name), name, loras, names)
         expected = dict(getattr(theirs, name).named_parameters())
         for key, value in getattr(ours, name).named_parameters():
             torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6)
@@ -198,7 +201,8 @@ def test_convolutions_can_be_fused(modules, tmp_path, tiny_source):
     made.append(type(made[0])("unet", paths[0], down, up, 1.0))
     before = {path: unet.get_submodule(path).weight.detach().clone() for path in paths}
     path = write(tmp_path / "x.safetensors", made)
-    fuser(read_loras([FusedLoraFile(path, 0.5)], ["unet"], dict(unet.config)), dict(unet.config))(unet, "unet")
+    names = unet_names(dict(unet.config))
+    fuser(read_loras([FusedLoraFile(path, 0.5)], ["unet"], names), names)(unet, "unet")
     for pair in made:
         rank = pair.down.shape[0]
         product = (pair.up.flatten(1) @ pair.down.flatten(1)) * (0.5 * pair.alpha / rank)
@@ -251,7 +255,7 @@ def test_pytorch_refuses_another_file(fused):
 
 @pytest.mark.parametrize("what", ["component", "layer", "name", "shape", "twice", "changed"])
 def test_what_is_not_for_this_model_is_refused_by_its_key(tiny_source, modules, pairs, texts, tmp_path, what):
-    config = dict(modules["unet"].config)
+    names = unet_names(dict(modules["unet"].config))
     first = pairs[0][0]
     replaced = {
         "layer": type(first)("unet", "down_blocks.9.attentions.0.proj_in", first.down, first.up, 1.0),
@@ -277,4 +281,4 @@ def test_what_is_not_for_this_model_is_refused_by_its_key(tiny_source, modules, 
     copy = UNet2DConditionModel.from_pretrained(tiny_source / "unet")
     sha256 = "0" * 64 if what == "changed" else ""
     with pytest.raises(LoraInvalid, match=r"x\.safetensors"):
-        fuse(copy, "unet", read_loras([FusedLoraFile(path, 1.0, sha256)], ["unet", "text_encoder"], config), config)
+        fuse(copy, "unet", read_loras([FusedLoraFile(path, 1.0, sha256)], ["unet", "text_encoder"], names), names)

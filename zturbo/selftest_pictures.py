@@ -70,6 +70,7 @@ class Pictures:
     def _judged(self, picture: Pixels, precision: PlanPrecision) -> str:
         bundle = load_bundle(self._folder)
         loop = bundle.reference.loop
+        assert loop is not None  # the self-test's bundle has one
         allowed = allowed_error("uint8", precision, loop.fp16_error[IMAGES], loop=True)
         with np.load(verified_path(self._folder, bundle, bundle.reference.file)) as arrays:
             error, _ = difference(picture, arrays[f"loop/{IMAGES}"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from engine.binding import Precision
 from engine.errors import OptionInvalid, SourceError, ZturboError
@@ -19,6 +19,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "sd",
     "LatentConsistencyModelPipeline": "lcm",
     "StableDiffusionXLPipeline": "sdxl",
+    "ZImagePipeline": "zimage",
 }
 """Pipeline classes of diffusers, and the module here that opens them; it is imported when it is needed."""
 
@@ -49,16 +50,22 @@ PLAIN = ModelOptions()
 MOST_PX = 2**14
 
 
+class Specs(Protocol):
+    """Makes the graphs of one precision, in the order they run in; names: those alone, None for all."""
+
+    def __call__(self, precision: Precision, names: Collection[str] | None = None) -> tuple[GraphSpec, ...]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A source model, opened by its family.
 
     components: the folders that its hash covers. tokenizers: those of them that read prompts; all must give the first
-    one's ids. graphs: their names, in the order they run in; specs makes those of one precision, with fresh modules on
-    each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt; of a templated prompt, of the whole,
-    and 1. multiple: what a templated prompt is padded to; None where prompts are chunks. masked: as bundle.json has it.
-    vocabulary: how many token ids the conditioning takes. large: whether fp32 graphs are written on request only.
-    loras: what specs adds to the weights, each with its hash.
+    one's ids. graphs: their names, in the order they run in; specs makes those of one precision, or the named ones of
+    them, with fresh modules on each call. max_tokens, max_chunks: of a prompt's chunk, and chunks of a prompt; of a
+    templated prompt, of the whole, and 1. multiple: what a templated prompt is padded to; None where prompts are
+    chunks. masked: as bundle.json has it. vocabulary: how many token ids the conditioning takes. large: whether fp32
+    graphs are written on request only. loras: what specs adds to the weights, each with its hash.
     """
 
     family: str
@@ -79,7 +86,7 @@ class Model:
     loras: tuple[FusedLoraFile, ...]
     lora_inputs: LoraInputs | None
     graphs: tuple[str, ...]
-    specs: Callable[[Precision], tuple[GraphSpec, ...]]
+    specs: Specs
     multiple: int | None = None
     masked: bool = False
 

@@ -160,7 +160,7 @@ def open_backend(folder: Path, bundle: Bundle, options: BackendOptions) -> Pytor
     try:
         loras = tuple(FusedLoraFile((folder / one.path).resolve(), one.weight, one.sha256) for one in bundle.loras)
         rank = 0 if bundle.lora_inputs is None else bundle.lora_inputs.rank
-        model = open_model(source, ModelOptions(loras=loras, lora_rank=rank))
+        model = open_model(source, ModelOptions(loras=loras, lora_rank=rank, masked=bundle.masked))
         found = source_sha256(source, model.components)
     except LoraInvalid as error:
         raise _no_source(source, f"a fused LoRA that cannot be had ({error})", "the file that was fused") from error

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from engine.bundle import FILE, Bundle, encode_bundle, sealed
+from engine.bundle import FILE, Bundle, encode_bundle, load_bundle, sealed
 from engine.errors import BackendUnavailable, BundleInvalid, ExecutionFailed, PlanDamaged, PlanMismatch
 from engine.gate import gate
 from engine.gate_worker import answer
@@ -77,6 +77,18 @@ def test_a_chain_of_parts_passes_as_the_whole_does(toy):
     verdict = judged(toy, job)["denoiser"]
     assert verdict.status == "passed"
     assert [one.case for one in verdict.comparisons] == ["default", "small", "odd", "loop", "loop"]
+
+
+def test_plans_of_a_bundle_without_a_reference_are_not_judged(toy):
+    bundle = load_bundle(toy.folder)
+    nothing = msgspec.structs.replace(bundle.reference, cases=(), loop=None)
+    (toy.folder / FILE).write_bytes(encode_bundle(sealed(msgspec.structs.replace(bundle, reference=nothing))))
+    verdicts = judged(toy, put(toy))
+    assert set(statuses(verdicts).values()) == {"unverified"}
+    assert verdicts["denoiser"].reason == "no recorded case fits the profiles"
+    assert verdicts["denoiser"].ungated == (
+        f"profile {EVERY}: no case of the reference fits it", "loop: none was recorded",
+    )  # fmt: skip
 
 
 def test_several_profiles_of_one_plan_are_compared_one_by_one(toy):

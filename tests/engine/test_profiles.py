@@ -211,9 +211,25 @@ def test_the_sets_of_zimage_cover_every_prompt(bundle):
     assert texts("default", zimage) == ["1024@1-2"]
     assert texts("shapes", zimage) == ["1024@1-2", "896x1152@1-2", "1152x896@1-2"]
     assert texts("short", zimage) == ["1024@1-2t32-96"]
+    assert (texts("wide", zimage), texts("tall", zimage)) == (["1280x720@1-2"], ["720x1280@1-2"])
     for name in named_sets(zimage):
         covered = [profile.symbols["tokens"] for profile in parse_profiles([name], zimage)]
         assert name == "short" or all((one.min, one.max) == (32, 512) for one in covered)
+
+
+@pytest.mark.parametrize("size", [
+    "512", "2048", "1280x720", "720x1280", "2048x1152", "1152x2048", "1024x576", "1360x768", "1920x1088", "528x2048",
+])  # fmt: skip
+def test_sizes_of_zimage_are_multiples_of_16_from_512_to_2048(bundle, size):
+    width, _, height = size.partition("x")
+    profile = parse_profile(f"{size}@1", templated(bundle))
+    assert (profile.symbols["width"].max, profile.symbols["height"].max) == (int(width), int(height or width))
+
+
+@pytest.mark.parametrize("size", ["496", "2064", "1920x1080", "1366x768", "1024x1032", "dynamic:512-2050"])
+def test_other_sizes_of_zimage_are_refused_with_what_is_allowed(bundle, size):
+    with pytest.raises(ProfileInvalid, match="multiples of 16 from 512 to 2048 px"):
+        parse_profile(f"{size}@1", templated(bundle))
 
 
 def test_an_unknown_name_tells_the_sets_and_the_forms(bundle):

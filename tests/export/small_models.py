@@ -19,6 +19,17 @@ FEW_XL = {
     "block_out_channels": (32, 64, 64), "cross_attention_dim": 96, "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 64 + 6 * 8, "transformer_layers_per_block": (1, 2, 2),
 }  # fmt: skip
+FEW_Z: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "dim": 96, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 3, "n_kv_heads": 3, "cap_feat_dim": 64,
+        "axes_dims": [8, 12, 12],
+    },
+    "vae": FEW["vae"],
+    "text_encoder": {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 32,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -27,7 +38,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     from export.architectures import ARCHITECTURES
 
     for name, one in ARCHITECTURES.items():
-        modules = {part: (kind, {**settings, **FEW[part]}) for part, (kind, settings) in one.modules.items()}
+        few = FEW_Z if name == "zimage" else FEW
+        modules = {part: (kind, {**settings, **few[part]}) for part, (kind, settings) in one.modules.items()}
         if name == "sdxl":
             modules["unet"][1].update(FEW_XL)
         monkeypatch.setitem(ARCHITECTURES, name, dataclasses.replace(one, modules=modules))

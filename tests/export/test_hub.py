@@ -114,3 +114,8 @@ def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
 def test_one_variant_of_the_weights(files, chosen):
     names = [f"unet/{name}" for name in (*files, "config.json")]
     assert wanted("x", names, ("unet",), weights=True) == [f"unet/{name}" for name in ("config.json", *chosen)]
+
+
+def test_the_template_of_a_chat_is_fetched(tmp_path):
+    names = ["tokenizer/tokenizer.json", "tokenizer/chat_template.jinja", "tokenizer/README.md"]
+    assert wanted("x", names, ("tokenizer",), weights=True) == names[:2]

@@ -107,6 +107,20 @@ def test_runs_of_a_graph_add_up_and_hooks_go_again() -> None:
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
 
 
+@pytest.mark.parametrize("kind", ["diffusers", "transformers"])
+def test_of_a_norm_that_squares_in_fp32_what_comes_out_counts(kind: str) -> None:
+    """A value of 1000 fits fp16, and its square, which no fp16 holds, is never in it."""
+    if kind == "diffusers":
+        from diffusers.models.normalization import RMSNorm as Norm
+    else:
+        from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm as Norm
+    norm, ranges, x = Norm(4, eps=1e-6), Ranges(), torch.full((2, 4), 1000.0)
+    norm.weight.data.fill_(3)
+    with ranges.watch(spec(nn.Sequential(norm))):
+        norm(x)
+    assert ranges.values() == {"decoder": 3.0}
+
+
 def test_a_graph_that_stays_in_fp32_is_not_watched_and_infinity_has_a_number() -> None:
     """The preview's weights are loaded within its first run: memory that is not written yet holds anything."""
     ranges = Ranges()

@@ -22,6 +22,7 @@ PARAMETERS = {
     "sd21": {"unet": 865_910_724, "vae": VAE, "text_encoder": 340_387_840},
     "lcm": {"unet": 859_520_964 + 256 * 320, "vae": VAE, "text_encoder": CLIP_L},
     "sdxl": {"unet": 2_567_463_684, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": 694_659_840},
+    "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
 }
 """Of the published weights; LCM's guidance embedding is one product of 256 to 320 without a bias."""
 
@@ -67,7 +68,8 @@ def test_diffusers_itself_opens_the_folder_and_paints(small, tmp_path: Path, nam
     pipeline.set_progress_bar_config(disable=True)
     assert type(pipeline).__name__ == ARCHITECTURES[name].pipeline
     answers = []
-    pipeline.unet.register_forward_hook(lambda _module, _inputs, answer: answers.append(answer[0].std().item()))
+    denoiser = pipeline.transformer if name == "zimage" else pipeline.unet  # the one answers with a list of tensors
+    denoiser.register_forward_hook(lambda _module, _inputs, answer: answers.append(answer[0][0].std().item()))
     images = pipeline(
         "a cat", num_inference_steps=2, height=64, width=64, output_type="np", guidance_scale=1.0,
         generator=torch.Generator().manual_seed(0),
@@ -132,5 +134,37 @@ def test_what_is_there_stays(tmp_path: Path, capsys):
 def test_each_is_a_model_of_its_family(small, tmp_path: Path):
     from export.families import open_model
 
-    families = {"sd15": "sd", "sd21": "sd", "lcm": "lcm", "sdxl": "sdxl"}
+    families = {"sd15": "sd", "sd21": "sd", "lcm": "lcm", "sdxl": "sdxl", "zimage": "zimage"}
     assert {name: open_model(open_source(f"random:{name}", tmp_path).folder).family for name in families} == families
+
+
+def test_a_captions_tokens_are_bytes_within_qwens_template(small, tmp_path: Path):
+    from export.tokenizer import export_templated
+
+    folder = open_source("random:zimage", tmp_path).folder / "tokenizer"
+    entry = export_templated(folder, tmp_path / "tokenizer.json", multiple=32, max_tokens=512)
+    assert (entry.prefix, entry.suffix) == ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_weights_are_drawn_and_written_a_file_at_a_time(small, tmp_path: Path, monkeypatch):
+    """The same in many files as in one, whole components apart; no more than a file's worth is there at a time."""
+    from diffusers import ZImageTransformer2DModel
+    from transformers import Qwen3Model
+
+    from export import shards
+
+    one = open_source("random:zimage", tmp_path / "one").folder
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
+    sizes = []
+    save = shards.save_file
+    monkeypatch.setattr(shards, "save_file", lambda held, *rest, **more: (
+        sizes.append((len(held), shards.size_bytes(held))), save(held, *rest, **more)
+    ))  # fmt: skip
+    many = open_source("random:zimage", tmp_path / "many").folder
+    assert all(count == 1 or size <= 100_000 for count, size in sizes)
+    assert len(list((many / "transformer").glob("*.safetensors"))) > 3
+    for kind, part in ((ZImageTransformer2DModel, "transformer"), (Qwen3Model, "text_encoder")):
+        first, second = (kind.from_pretrained(folder / part).state_dict() for folder in (one, many))
+        assert list(first) == list(second)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not list(many.rglob("*.partial"))

@@ -21,9 +21,9 @@ def fake_export(monkeypatch, small_bundle, tmp_path):
     calls = []
 
     def export_bundle(source, out, *, precisions, schedulers, etas, device, origin, on_progress, **more):
-        loras, lora_rank, masked = (more.pop(name) for name in ("loras", "lora_rank", "masked"))
+        last = [more.pop(name) for name in ("loras", "lora_rank", "masked", "checked")]
         assert not more
-        calls.append((str(source), str(out), precisions, schedulers, etas, device, origin, loras, lora_rank, masked))
+        calls.append((str(source), str(out), precisions, schedulers, etas, device, origin, *last))
         on_progress("solver tables", 1, 2)
         return load_bundle(small_bundle)
 
@@ -35,9 +35,10 @@ def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export)
     zturbo("export", "models/emoji")
     zturbo("export", "models/emoji", "--out", "here", "--precision", "fp16", "--device", "cuda:1",
            "--schedulers", "euler dpmpp_2m", "--eta", "0.3", "--eta", "0.5",
-           "--lora", "a.safetensors", "--lora", "b.safetensors:-0.5", "--lora-rank", "16", "--masked")  # fmt: skip
+           "--lora", "a.safetensors", "--lora", "b.safetensors:-0.5", "--lora-rank", "16", "--masked",
+           "--unchecked")  # fmt: skip
     assert fake_export == [
-        ("models/emoji", "trt_models/emoji", None, None, (), "cpu", "folder", [], 0, False),
+        ("models/emoji", "trt_models/emoji", None, None, (), "cpu", "folder", [], 0, False, True),
         (
             "models/emoji",
             "here",
@@ -49,6 +50,7 @@ def test_export_hands_on_source_place_precisions_and_device(zturbo, fake_export)
             [(Path("a.safetensors"), 1.0), (Path("b.safetensors"), -0.5)],
             16,
             True,
+            False,
         ),
     ]
 
@@ -60,7 +62,7 @@ def test_export_makes_a_folder_of_random_weights_and_names_the_bundle_after_them
     assert made == [("sdxl", {"seed": 2, "device": "cpu"})]
     folder = "trt_models/.sources/random-sdxl-2"
     out, origin = "trt_models/random-sdxl-2", "random:sdxl seed:2"
-    assert fake_export == [(folder, out, ("fp16",), None, (), "cpu", origin, [], 0, False)]
+    assert fake_export == [(folder, out, ("fp16",), None, (), "cpu", origin, [], 0, False, True)]
 
 
 @pytest.mark.parametrize(

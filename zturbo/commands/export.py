@@ -17,7 +17,9 @@ from zturbo.lora_option import Loras, read_loras
 from zturbo.places import BUNDLES, check_writable
 
 Precisions = Literal["both", "fp32", "fp16"]
-SOURCE = "A diffusers folder, a .safetensors checkpoint, a hub's ORG/NAME@REVISION, or random:sd15, sd21, sdxl, lcm."
+SOURCE = (
+    "A diffusers folder, a .safetensors checkpoint, a hub's ORG/NAME@REVISION, or random:sd15, sd21, sdxl, lcm, zimage."
+)
 PRECISIONS: dict[Precisions | None, tuple[Precision, ...] | None] = {
     None: None, "both": ("fp32", "fp16"), "fp32": ("fp32",), "fp16": ("fp16",),
 }  # fmt: skip
@@ -38,6 +40,9 @@ def run(
     masked: Annotated[
         bool, typer.Option("--masked", help="Z-Image: prompt and negative prompt may differ in length.")
     ] = False,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Write graphs one by one and run none: for models beyond this memory.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a model to a bundle, and check every graph against the model."""
@@ -48,7 +53,7 @@ def run(
     names = None if schedulers is None else names_of(schedulers)
     bundle = export_model(
         source, folder, PRECISIONS[precision], device, config=config, schedulers=names, etas=tuple(eta or ()),
-        loras=read_loras(lora), lora_rank=lora_rank, masked=masked,
+        loras=read_loras(lora), lora_rank=lora_rank, masked=masked, checked=not unchecked,
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     size_bytes = sum(entry.size_bytes for entry in bundle.files.values())
@@ -77,6 +82,7 @@ def export_model(
     loras: Sequence[tuple[Path, float]] = (),
     lora_rank: int = 0,
     masked: bool = False,
+    checked: bool = True,
 ) -> Bundle:
     """Export with a progress bar. Raises what `export_bundle` raises, and ZturboError without the extra `export`."""
     check_writable(folder.parent)
@@ -89,4 +95,5 @@ def export_model(
         return export_bundle(
             origin.folder, folder, precisions=precisions, schedulers=schedulers, etas=etas, device=device,
             origin=origin.text, on_progress=advance, loras=loras, lora_rank=lora_rank, masked=masked,
+            checked=checked,
         )  # fmt: skip
