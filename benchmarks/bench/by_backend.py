@@ -14,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.bench.facts import library_versions, plan_facts, variant_bytes
-from benchmarks.bench.fused import fused_copy
 from benchmarks.loop import alone, clock_of, dims_of
 from benchmarks.stamps import Clock, HostClock, StampedBackend, stamped
 from engine.binding import Dims, Graph, variant_of
@@ -70,6 +69,8 @@ class BackendContender:
             self._attention = unfused_attention
         fused = None
         if name == "onnxruntime" and settings.get("attention") == "fused":
+            from benchmarks.bench.fused import fused_copy
+
             folder, fused = fused_copy(folder, loaded, settings["precision"], dims_of(loaded, self._size))
             loaded = load_bundle(folder)
         options = BackendOptions(**{key: settings.get(key) for key in ("precision", "device", "threads")},

@@ -46,13 +46,12 @@ def judged(spec: Spec, plan: Plan, folder: Path, judge: dict[str, Any]) -> dict[
 
     def pictures(child: Child) -> Iterator[Image.Image]:
         for index, pair in enumerate(asked):
-            child.ask("paint", prompt=judge["plain_prompt"](*pair), seed=FIRST_SEED + index, steps=STEPS, count=1,
-                      out=str(path), limit_s=plan.first_s)  # fmt: skip
+            seed = FIRST_SEED + index
+            child.paint(STEPS, plan.first_s, prompt=judge["plain_prompt"](*pair), seed=seed, out=str(path))
             yield Image.fromarray(np.load(path)[0])
 
     with Child(spec, folder / f"{slug(spec.name)}.log") as child:
-        child.ask("open", bundle=str(plan.bundle.resolve()), size=plan.size, settings=spec.settings,
-                  limit_s=plan.open_s)  # fmt: skip
+        child.open(plan)
         score = judge["score"](judge["Matcher"](), asked, pictures(child), spec.name)
     path.unlink(missing_ok=True)
     return {"count": len(asked), **judge["rates"](score, "")}

@@ -5,6 +5,7 @@ python -m benchmarks.bench.main [BUNDLE] [--quick]
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import shutil
@@ -19,12 +20,13 @@ from benchmarks.bench.compare import print_comparison
 from benchmarks.bench.gpu_memory import first_gpu
 from benchmarks.bench.page import write_page
 from benchmarks.bench.plots import draw
-from benchmarks.bench.result import read_result
+from benchmarks.bench.result import Result, read_result
 from benchmarks.bench.run import Run
 from benchmarks.bench.tables import print_tables
 from benchmarks.report import as_json
 from engine.errors import OutputError, ZturboError
 
+RESULT, PICTURES, PAGE = "result.json", "pictures.json", "index.html"
 WIDTH = 150
 """Of tables that go to a file, in characters."""
 
@@ -38,23 +40,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             first, second = (read_result(path) for path in asked.compare)
             print_comparison(first, second, Console())
             return 0
-        gpu = None if asked.cpu else first_gpu()
-        plan, specs = options.plan_of(asked, gpu=gpu is not None), options.specs_of(asked, gpu=gpu is not None)
-        with _workplace(asked.out) as folder:
-            run = Run(plan, specs, folder, gpu, lambda line: told.print(line, markup=False, highlight=False))
-            result = run.measure()
+        if asked.page is not None:
+            show(read_result(asked.page / RESULT), asked.page, told)
+            return 0
+        result = measured(asked, told)
     except ZturboError as error:
         told.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
         return 2
     pictures = result.pop("pictures")
-    path = asked.out / "result.json"
-    path.write_text(as_json(result, indent=1) + "\n", encoding="utf-8")
-    (asked.out / "pictures.json").write_text(json.dumps(pictures), encoding="utf-8")
-    write_page(result, pictures, draw(result, asked.out), asked.out / "index.html")
+    (asked.out / RESULT).write_text(as_json(result, indent=1) + "\n", encoding="utf-8")
+    (asked.out / PICTURES).write_text(json.dumps(pictures), encoding="utf-8")
+    show(result, asked.out, told)
+    return 0
+
+
+def measured(asked: argparse.Namespace, told: Console) -> Result:
+    """A run as the options have it. Raises ZturboError."""
+    gpu = None if asked.cpu else first_gpu()
+    plan, specs = options.plan_of(asked, gpu=gpu is not None), options.specs_of(asked, gpu=gpu is not None)
+    with _workplace(asked.out) as folder:
+        run = Run(plan, specs, folder, gpu, lambda line: told.print(line, markup=False, highlight=False))
+        return run.measure()
+
+
+def show(result: Result, out: Path, told: Console) -> None:
+    """Plots and page beside the result's file, and tables on stdout."""
+    pictures = out / PICTURES
+    shown = json.loads(pictures.read_text(encoding="utf-8")) if pictures.is_file() else {}
+    plots = draw(result, out)
+    write_page(result, shown, plots, out / PAGE)
     console = Console()
     print_tables(result, console if console.is_terminal else Console(width=WIDTH))
-    told.print(f"{path}, {asked.out / 'index.html'}", markup=False, highlight=False)
-    return 0
+    if not plots:
+        told.print("No plots: matplotlib is not installed (the extra 'bench').")
+    told.print(f"{out / RESULT}, {out / PAGE}", markup=False, highlight=False)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--turns", type=int, help="timed pictures of each contender and step count")
     add("--pictures", type=int, help=f"pictures to compare, up to {len(PROMPTS)}")
     add("--judged", type=int, help="pictures for the model's own judge; 0 leaves it out")
+    add("--starts", type=int, help="fresh processes of each contender")
     add("--max-autotune", action="store_true", help="torch.compile in that mode too; it takes minutes")
     add("--compile-batches", action="store_true", help="batches for torch.compile, each compiled anew")
     add("--cpu", action="store_true", help="as if there were no GPU")
@@ -45,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
                       help="for result.json, plots and index.html (out/bench)")  # fmt: skip
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two results beside each other; no run")
+    page = "draw the plots and the page again from what a run wrote to this folder, as on another machine; no run"
+    add("--page", type=Path, metavar="DIR", help=page)
     return made
 
 
@@ -53,7 +56,8 @@ def plan_of(options: argparse.Namespace, *, gpu: bool) -> Plan:
     plan = Plan(bundle=options.bundle, size=options.size, compile_batches=options.compile_batches)
     plan = for_gpu(plan) if gpu else plan
     plan = quick(plan) if options.quick else plan
-    for name, low, high in (("turns", 1, 1000), ("pictures", 0, len(PROMPTS)), ("judged", 0, 216)):
+    ranges = {"turns": (1, 1000), "pictures": (0, len(PROMPTS)), "judged": (0, 216), "starts": (1, 20)}
+    for name, (low, high) in ranges.items():
         value = getattr(options, name)
         if value is not None:
             _check(name, value, low, high)

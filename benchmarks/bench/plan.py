@@ -23,7 +23,8 @@ class Plan:
 
     parts: launches of each graph alone. batches: pictures at a time; batch_turns: of each. pictures: compared with the
     reference. judged: pictures that a model's own judge sees. compile_batches: whether what compiles for each shape
-    takes batches too. starts: fresh processes of each contender. limits in seconds of one command: open_s (loading),
+    takes batches too. starts: fresh processes of each contender,
+    one of a variant. limits in seconds of one command: open_s (loading),
     first_s (a first picture, a compiler's time included), picture_s (each further one).
     """
 
@@ -58,8 +59,8 @@ class Plan:
 def for_gpu(plan: Plan) -> Plan:
     """Counts for a GPU, where a picture is short and compilers take minutes."""
     return replace(
-        plan, gpu=True, turns=25, warmup=3, parts=100, batch_turns=7, pictures=8, judged=100, starts=3,
-        open_s=600.0, first_s=1200.0,
+        plan, gpu=True, turns=25, warmup=3, parts=100, batch_turns=7, pictures=8, judged=100, open_s=600.0,
+        first_s=1200.0,
     )  # fmt: skip
 
 

@@ -18,12 +18,14 @@ DPI = 110
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
-    """{name: PNG} of the plots that have something to show; each is written to folder/<name>.png too."""
-    import matplotlib as mpl
-
+    """{name: PNG} of the plots that have something to show, none without matplotlib; also at folder/<name>.png."""
+    try:
+        import matplotlib as mpl
+    except ModuleNotFoundError:
+        return {}
     mpl.use("agg")
     mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    found = {}
+    found: dict[str, bytes] = {}
     for name, make in (("speed", speed), ("memory", memory), ("batches", batches), ("roofline", roofline)):
         figure = make(result)
         if figure is None:
@@ -125,15 +127,16 @@ def roofline(result: Mapping[str, Any]) -> Any:
         return None
     figure, axes = _figure(4.8, f"how close to the limit, {precision}: colour is who, shape is which part")
     points = [of for one in ran.values() for part, of in one["limits"].items() if part in PARTS]
-    low, high = min(of["intensity"] for of in points) / 3, max(of["intensity"] for of in points) * 3
+    ridge = ceiling["tflops"] * 1e3 / copy["gb_s"]
+    low, high = min(ridge, *(of["intensity"] for of in points)) / 4, max(of["intensity"] for of in points) * 3
     xs = np.geomspace(low, high, 200)
     roof = np.minimum(ceiling["tflops"] * 1e3, copy["gb_s"] * xs)
     axes.plot(xs, roof, color="#222222", linewidth=1.2)
-    text = f"{ceiling['tflops'] * 1e3:.3g} GFLOP/s, {copy['gb_s']:.3g} GB/s"
-    axes.text(high, roof[-1] * 1.08, text, ha="right", va="bottom", fontsize=9)
+    axes.text(high, roof[-1] * 1.06, f"{rate(roof[-1])} of products", ha="right", va="bottom", fontsize=9)
+    axes.text(low * 1.15, roof[0] * 1.05, f"{copy['gb_s']:,.3g} GB/s copied", ha="left", va="bottom", fontsize=9)
     for index, (name, one) in enumerate(ran.items()):
         colour = COLOURS[index % len(COLOURS)]
-        axes.plot([], [], marker="o", linestyle="none", color=colour, label=name)
+        axes.plot([], [], linewidth=5, color=colour, label=name)
         for part, marker in PARTS.items():
             of = one["limits"].get(part)
             if of is not None:
@@ -148,8 +151,16 @@ def roofline(result: Mapping[str, Any]) -> Any:
     axes.set_ylim(lowest / 2, float(roof.max()) * 2)
     axes.set_xlabel("operations for each byte that must be moved")
     axes.set_ylabel("GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axis.set_minor_formatter(lambda *_: "")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
+
+
+def rate(gflops: float) -> str:
+    """A rate of operations in the unit that suits it."""
+    return f"{gflops / 1e3:.3g} TFLOP/s" if gflops >= 1e3 else f"{gflops:.3g} GFLOP/s"
 
 
 def _commonest(words: Sequence[str]) -> str:

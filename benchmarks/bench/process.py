@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from benchmarks.bench.contenders import Spec
+from benchmarks.bench.plan import PROMPTS, Plan
 from engine.errors import ExecutionFailed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +82,16 @@ class Child:
         if "error" in found:
             raise self._refused(found["error"])
         return dict(found["ok"] or {})
+
+    def open(self, plan: Plan) -> dict[str, Any]:
+        """Have it load what the plan measures; what it tells of itself. Raises ContenderFailed."""
+        bundle = str(plan.bundle.resolve())
+        return self.ask("open", bundle=bundle, size=plan.size, settings=self.spec.settings, limit_s=plan.open_s)
+
+    def paint(self, steps: int, limit_s: float, **changes: Any) -> dict[str, Any]:
+        """One picture of the first prompt. changes: to prompt, seed, count, out. Raises ContenderFailed."""
+        asked = {"prompt": PROMPTS[0], "seed": 0, "steps": steps, "count": 1, "out": None, **changes}
+        return self.ask("paint", limit_s=limit_s, **asked)
 
     def close(self) -> None:
         """End the process: by the end of its input, and where that is not enough, at once."""

@@ -57,7 +57,7 @@ def add_turns(contenders: Mapping[str, Result], turns: Mapping[str, Turns], step
         one["times_as_fast_as"] = {other: told for other, told in against.items() if told and other != name}
 
 
-def add_limits(contenders: Mapping[str, Result], found: Counts, ceilings: Result) -> None:
+def add_limits(contenders: Mapping[str, Result], found: Counts, ceilings: Result, steps: int) -> None:
     """Of each part that was timed: what it does, the fewest milliseconds at the ceilings, and the fraction reached."""
     for name, one in contenders.items():
         parts = one.get("parts", {}).get("ms")
@@ -71,6 +71,22 @@ def add_limits(contenders: Mapping[str, Result], found: Counts, ceilings: Result
             for part, times in parts.items()
             if part in counted and counted[part].elements
         }
+        add_whole(one, steps)
+
+
+def add_whole(one: Result, steps: int) -> None:
+    """The limit of a picture: what its parts take at best, the loop's as often as there are steps.
+
+    Its bytes are those of all launches; weights that stay in a cache from step to step would make it less.
+    """
+    parts, speed = one["limits"], one.get("speed", {}).get(str(steps))
+    if speed is None or not {"denoiser", "decoder"} <= parts.keys():
+        return
+    times = {name: steps if name in ("denoiser", "solver") else 1 for name in parts if name != "step"}
+    sums = {key: sum(count * parts[name][key] for name, count in times.items()) for key in ("gflop", "mib", "floor_ms")}
+    ms = 1e3 * speed["seconds"]["median"]
+    bound = parts["denoiser"]["bound"]
+    one["limits"]["picture"] = {**sums, "ms": ms, "fraction": sums["floor_ms"] / ms, "bound": bound}
 
 
 def counted_for(name: str, precision: str, found: Counts) -> dict[str, Count]:

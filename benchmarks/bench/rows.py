@@ -117,7 +117,7 @@ def limits(result: Mapping[str, Any]) -> Table:
     return f"the limit: {ceilings_text(result)}", heads, rows
 
 
-MAIN_PARTS = ("conditioning", "denoiser", "decoder")
+MAIN_PARTS = ("conditioning", "denoiser", "decoder", "picture")
 
 
 def quality(result: Mapping[str, Any]) -> Table:
@@ -129,12 +129,14 @@ def quality(result: Mapping[str, Any]) -> Table:
         if of is None or name == result["reference"]:
             continue
         rows.append([
-            name, _db(of["psnr_db"]["median"]), _db(of["psnr_db"]["worst"]), f"{of['ssim']['median']:.4f}",
-            f"{of['flip']['median']:.2g}", f"{of['flip']['worst']:.2g}", _number(judge.get("object"), "{:.2f}"),
+            name, _db(of["psnr_db"]["median"]), _db(of["psnr_db"]["worst"]),
+            _number(of.get("ssim", {}).get("median"), "{:.4f}"), _number(of.get("flip", {}).get("median"), "{:.2g}"),
+            _number(of.get("flip", {}).get("worst"), "{:.2g}"), _number(judge.get("object"), "{:.2f}"),
             _number(judge.get("background"), "{:.2f}"),
         ])  # fmt: skip
     count = result["plan"]["pictures"]
-    return f"{count} pictures against those of {result['reference']} in fp32", heads, rows
+    what = "a picture" if count == 1 else f"{count} pictures"
+    return f"{what} against those of {result['reference']} in fp32", heads, rows
 
 
 def comparisons(result: Mapping[str, Any]) -> Table:
@@ -172,7 +174,14 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     made: Iterable[Table] = (
         make(result) for make in (speed, start, batches, limits, quality, comparisons, absent, settings)
     )
-    return [table for table in made if table[2]]
+    return [without_empty(table) for table in made if table[2]]
+
+
+def without_empty(table: Table) -> Table:
+    """The table without columns that tell nothing of anybody."""
+    title, heads, lines = table
+    kept = [index for index in range(len(heads)) if any(line[index] != NONE for line in lines)]
+    return title, [heads[index] for index in kept], [[line[index] for index in kept] for line in lines]
 
 
 TURNS = (

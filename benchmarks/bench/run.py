@@ -43,6 +43,7 @@ REFERENCES = ("diffusers fp32", "diffusers", "pytorch fp32", "pytorch")
 """Whose pictures the others' are compared with: the first that ran in fp32."""
 SHOWN = 4
 """Pictures of each contender that the page shows."""
+EXPORT_S = 1200
 SPARE = 0.85
 """Of the free memory, what contenders that take turns may have together."""
 
@@ -74,7 +75,7 @@ class Run:
         add_turns(contenders, turns, self.plan.steps, "diffusers")
         bundle = load_bundle(self.plan.bundle)
         counted = counts(self.plan.bundle, bundle, dims_of(bundle, self.plan.size))
-        add_limits(contenders, counted, self.ceilings)
+        add_limits(contenders, counted, self.ceilings, self.plan.steps[0])
         reference, pictures = self._likeness(contenders, alone)
         self._judge(contenders)
         return {
@@ -105,8 +106,11 @@ class Run:
             words = ["export", str(self.work.source), "--out", str(out), "--schedulers", self.work.scheduler, "--json"]
             words += ["--device", "cuda"] if self.gpu is not None else []
             begun = time.perf_counter()
-            done = subprocess.run([sys.executable, "-m", "zturbo", *words], capture_output=True, text=True,
-                                  cwd=ROOT, check=False)  # fmt: skip
+            try:
+                done = subprocess.run([sys.executable, "-m", "zturbo", *words], capture_output=True, text=True,
+                                      cwd=ROOT, check=False, timeout=EXPORT_S)  # fmt: skip
+            except subprocess.TimeoutExpired:
+                return {"reason": f"no end within {EXPORT_S} s"}
             seconds = time.perf_counter() - begun
             if done.returncode != 0:
                 return {"reason": done.stderr.strip()[-300:]}
@@ -141,7 +145,7 @@ class Run:
         for spec in self.specs:
             free = None if self.gpu is None else self.gpu.free
             try:
-                one = found[spec.name] = Alone(spec, self.plan, self.folder, free).measure()
+                one = found[spec.name] = Alone(spec, self.plan, self.work.source, self.folder, free).measure()
             except ContenderFailed as error:
                 reasons[spec.name] = error.short
                 self.say(f"{spec.name}: does not run: {error.short}")
@@ -158,7 +162,7 @@ class Run:
             self.say("taking turns: " + ", ".join(names))
             watch = Watch()
             told = take_turns(group, self.plan, self.folder, on_round=watch.look, on_open=watch.begin)
-            self.other_cores.append(watch.cores)
+            self.other_cores += [] if watch.cores is None else [watch.cores]
             turns |= told[0]
             fallen |= told[1]
         return turns, fallen
@@ -210,12 +214,13 @@ class Watch:
     """How many cores other work took while contenders took turns."""
 
     def __init__(self) -> None:
-        self.cores = 0.0
+        self.cores: float | None = None
         self._bystanders: Bystanders | None = None
 
     def begin(self, pids: list[int]) -> None:
         """From now on, all but these processes are others."""
-        self._bystanders = Bystanders(pids)
+        with contextlib.suppress(ImportError):  # without psutil nobody can tell
+            self._bystanders = Bystanders(pids)
 
     def look(self) -> None:
         """Up to now; what cannot be told, for a process of ours is gone, is left as it was."""

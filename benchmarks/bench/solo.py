@@ -6,9 +6,11 @@ that are compared.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,20 @@ Free = Callable[[], int]
 
 
 class Alone:
-    """What one contender does by itself. free: the GPU's free bytes, None without one. folder: for its pictures."""
+    """What one contender does by itself. source: the model's folder. folder: for pictures and logs.
 
-    def __init__(self, spec: Spec, plan: Plan, folder: Path, free: Free | None) -> None:
-        self.spec, self.plan, self.folder, self.free = spec, plan, folder, free
+    free: the GPU's free bytes, None without one.
+    """
+
+    def __init__(self, spec: Spec, plan: Plan, source: Path, folder: Path, free: Free | None) -> None:
+        self.spec, self.plan, self.source, self.folder, self.free = spec, plan, source, folder, free
         self.log = folder / f"{slug(spec.name)}.log"
 
     def measure(self) -> dict[str, Any]:
         """Everything; what fails in the middle is told where it belongs. Raises ContenderFailed where it cannot run."""
-        starts = [self._start() for _ in range(self.plan.starts - 1)]
+        forget_files([self.plan.bundle, self.source])
+        count = 1 if self.spec.of else self.plan.starts
+        starts = [self._start() for _ in range(count - 1)]
         with Child(self.spec, self.log) as child:
             starts.append(self._watched(lambda: self._first(child)))
             found = summed(starts)
@@ -60,21 +67,16 @@ class Alone:
 
     def _first(self, child: Child) -> dict[str, Any]:
         """From the start of the process to its first picture, and the second one after it."""
-        opened = child.ask("open", bundle=str(self.plan.bundle.resolve()), size=self.plan.size,
-                           settings=self.spec.settings, limit_s=self.plan.open_s)  # fmt: skip
+        steps, opened = self.plan.steps[0], child.open(self.plan)
         ready_s = time.perf_counter() - child.born
-        first = self._paint(child, limit_s=self.plan.first_s)
+        first = child.paint(steps, self.plan.first_s)
         cold_s = time.perf_counter() - child.born
-        second = self._paint(child, limit_s=self.plan.first_s)  # a compiler may meet another shape once more
+        second = child.paint(steps, self.plan.first_s)  # a compiler may meet another shape once more
         return {
             "cold_s": cold_s, "ready_s": ready_s, "open_s": opened.pop("took_s"), "first_s": first["seconds"],
             "second_s": second["seconds"], "facts": opened,
             "host_peak_bytes": child.ask("memory", limit_s=self.plan.picture_s)["peak_bytes"],
         }  # fmt: skip
-
-    def _paint(self, child: Child, *, limit_s: float, **changes: Any) -> dict[str, Any]:
-        asked = {"prompt": PROMPTS[0], "seed": 0, "steps": self.plan.steps[0], "count": 1, "out": None, **changes}
-        return child.ask("paint", limit_s=limit_s, **asked)
 
     def _watched(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The same, with what it took of the GPU's memory at the most, a CUDA context and all that libraries keep."""
@@ -97,7 +99,7 @@ class Alone:
         pictures = []
         for seed, prompt in enumerate(PROMPTS[: self.plan.pictures]):
             path = self.folder / f"{slug(self.spec.name)}-{seed}.npy"
-            self._paint(child, prompt=prompt, seed=seed, out=str(path), limit_s=self.plan.first_s)
+            child.paint(self.plan.steps[0], self.plan.first_s, prompt=prompt, seed=seed, out=str(path))
             pictures.append(np.load(path)[0])
             path.unlink()
         whole = self.folder / f"{slug(self.spec.name)}.npy"
@@ -120,10 +122,8 @@ class Alone:
 
     def _batch(self, child: Child, count: int, steps: int) -> dict[str, Any]:
         limit_s = self.plan.first_s + count * self.plan.picture_s
-        seconds = [
-            self._paint(child, count=count, steps=steps, limit_s=limit_s)["seconds"]
-            for _ in range(1 + self.plan.batch_turns)
-        ][1:]
+        rounds = range(1 + self.plan.batch_turns)
+        seconds = [child.paint(steps, limit_s, count=count)["seconds"] for _ in rounds][1:]
         return {"images_per_s": dataclasses.asdict(Summary.of([count / one for one in seconds]))}
 
 
@@ -138,6 +138,22 @@ def summed(starts: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("host_peak_bytes", "gpu_peak_bytes"):
         found[name] = max((one.get(name) or 0 for one in starts), default=0)
     return {**found, "starts": len(starts), "facts": starts[-1]["facts"]}
+
+
+def forget_files(folders: Sequence[Path]) -> None:
+    """Have the system forget what it read of these folders' files, where it can (Linux): a start reads the disk then.
+
+    Files that another process has mapped stay.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in [path for folder in folders for path in folder.rglob("*") if path.is_file()]:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
 
 def slug(name: str) -> str:

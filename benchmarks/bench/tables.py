@@ -27,9 +27,7 @@ def print_table(found: rows.Table, console: Console) -> None:
     title, heads, lines = found
     table = Table(title=escape(title), title_justify="left")
     for index, (head, numeric) in enumerate(zip(heads, rows.columns(found), strict=True)):
-        table.add_column(
-            escape(head), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0 or None
-        )
+        table.add_column(escape(head), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
     for line in lines:
         table.add_row(*map(escape, line))
     console.print(table)

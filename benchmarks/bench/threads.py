@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.bench.contenders import Spec
-from benchmarks.bench.plan import PROMPTS, Plan
+from benchmarks.bench.plan import Plan
 from benchmarks.bench.process import Child, ContenderFailed
 
 POLICY = "OMP_WAIT_POLICY"
@@ -82,12 +82,8 @@ def _tried(spec: Spec, plan: Plan, folder: Path, trial: Trial) -> Trial:
     asked, steps = trial.taken_by(spec), min(plan.steps)
     try:
         with Child(asked, folder / "threads.log") as child:
-            child.ask("open", bundle=str(plan.bundle.resolve()), size=plan.size, settings=asked.settings,
-                      limit_s=plan.open_s)  # fmt: skip
-            seconds = [
-                child.ask("paint", prompt=PROMPTS[0], seed=0, steps=steps, count=1, out=None, limit_s=plan.picture_s)
-                for _ in range(1 + PICTURES)
-            ]
+            child.open(plan)
+            seconds = [child.paint(steps, plan.picture_s)["seconds"] for _ in range(1 + PICTURES)]
     except ContenderFailed:
         return trial
-    return replace(trial, seconds=min(one["seconds"] for one in seconds[1:]))
+    return replace(trial, seconds=min(seconds[1:]))

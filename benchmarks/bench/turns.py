@@ -8,18 +8,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.contenders import Spec
-from benchmarks.bench.plan import PROMPTS, Plan
+from benchmarks.bench.plan import Plan
 from benchmarks.bench.process import Child, ContenderFailed
 from benchmarks.bench.solo import slug
 from benchmarks.pairs import Summary
+from engine.machine import usable_cores
 
 SETTLE_S = 0.05
 """Between two turns: longer than the threads of the one before spin."""
+MOST_AT_ONCE = 8
 Painted = dict[str, Any]
 Turns = dict[int, list[Painted]]
 """By step count."""
@@ -53,37 +56,49 @@ def take_turns(
     turns: dict[str, Turns] = {spec.name: {steps: [] for steps in plan.steps} for spec in specs}
     fallen: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        alive: dict[str, Child] = {}
-        for spec in specs:
-            with _noting(spec.name, fallen):
-                child = stack.enter_context(Child(spec, folder / f"{slug(spec.name)}.log"))
-                child.ask("open", bundle=str(plan.bundle.resolve()), size=plan.size, settings=spec.settings,
-                          limit_s=plan.open_s)  # fmt: skip
-                for steps in plan.steps * plan.warmup:
-                    _paint(child, steps, plan.first_s)
-                alive[spec.name] = child
+        alive = _opened(specs, plan, folder, fallen, stack)
         on_open([child.pid for child in alive.values()])
         for index in range(plan.turns):
-            order = [name for name in alive if name not in fallen]
-            for name in order[index % max(len(order), 1) :] + order[: index % max(len(order), 1)]:
+            for name in rotated([name for name in alive if name not in fallen], index):
                 with _noting(name, fallen):
                     for steps in plan.steps:
                         time.sleep(SETTLE_S)
-                        turns[name][steps].append(_paint(alive[name], steps, plan.picture_s))
+                        turns[name][steps].append(alive[name].paint(steps, plan.picture_s))
             on_round()
     return {name: of for name, of in turns.items() if name not in fallen}, fallen
 
 
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    """The names, begun at another one each time."""
+    start = by % max(len(names), 1)
+    return [*names[start:], *names[:start]]
+
+
+def _opened(
+    specs: Sequence[Spec], plan: Plan, folder: Path, fallen: dict[str, str], stack: contextlib.ExitStack
+) -> dict[str, Child]:
+    """The contenders' processes, each loaded and warmed up; several at a time where there are cores for that."""
+
+    def one(spec: Spec) -> Child | None:
+        with _noting(spec.name, fallen):
+            child = stack.enter_context(Child(spec, folder / f"{slug(spec.name)}.log"))
+            child.open(plan)
+            for steps in plan.steps * plan.warmup:
+                child.paint(steps, plan.first_s)
+            return child
+        return None
+
+    with ThreadPoolExecutor(max(1, min(MOST_AT_ONCE, usable_cores() // 2))) as pool:
+        found = dict(zip([spec.name for spec in specs], pool.map(one, specs), strict=True))
+    return {name: child for name, child in found.items() if child is not None}
+
+
 @contextlib.contextmanager
-def _noting(name: str, fallen: dict[str, str]) -> Any:
+def _noting(name: str, fallen: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except ContenderFailed as error:
         fallen[name] = error.short
-
-
-def _paint(child: Child, steps: int, limit_s: float) -> Painted:
-    return child.ask("paint", prompt=PROMPTS[0], seed=0, steps=steps, count=1, out=None, limit_s=limit_s)
 
 
 def speed_of(turns: Sequence[Painted]) -> dict[str, Any]:
