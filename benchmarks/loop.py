@@ -129,27 +129,25 @@ def alone(
     """Each graph that a picture needs by itself, {graph: ms of each launch}, and the loop's together, as its step is.
 
     Captured where the backend captures. On random inputs, one launch after another with no wait, so that the GPU never
-    waits for the host.
+    waits for the host. All of them are on the same buffers.
     """
     dims = dims_of(bundle, size_px)
     graphs = [graph for graph in bundle.graphs(variant_of(backend.precision)) if not graph.optional]
-    step = [graph for graph in graphs if graph.stage == "loop"]
-    found = {graph.name: _alone(backend, [graph], dims, warmup, repeats) for graph in graphs}
-    return found, _alone(backend, step, dims, warmup, repeats)
-
-
-def _alone(backend: StampedBackend, graphs: Sequence[Graph], dims: Dims, warmup: int, repeats: int) -> list[float]:
-    rng = np.random.default_rng(0)
     bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
     buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
-    for name in {binding.name: None for graph in graphs for binding in graph.inputs}:
-        buffers[name].write(_values(bindings[name], dims, rng))
-    launch = backend.inner.capture([backend.inner.bind(graph, buffers, dims) for graph in graphs])
 
     def wait() -> None:
         backend.mark()()
 
-    return repeated_ms(launch, backend.clock, wait, warmup=warmup, repeats=repeats)
+    def times(of: Sequence[Graph]) -> list[float]:
+        rng = np.random.default_rng(0)
+        for name in {binding.name: None for graph in of for binding in graph.inputs}:
+            buffers[name].write(_values(bindings[name], dims, rng))
+        launch = backend.inner.capture([backend.inner.bind(graph, buffers, dims) for graph in of])
+        return repeated_ms(launch, backend.clock, wait, warmup=warmup, repeats=repeats)
+
+    step = times([graph for graph in graphs if graph.stage == "loop"])
+    return {graph.name: times([graph]) for graph in graphs}, step
 
 
 def _values(binding: Binding, dims: Dims, rng: np.random.Generator) -> Any:

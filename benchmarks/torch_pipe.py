@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Call = Callable[[], None]
+Arguments = tuple[Any, Any]
 TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -71,57 +72,51 @@ def compile_pipeline(pipe: Any, mode: str | None = "reduce-overhead") -> None:
 def stages(pipe: Any, work: Work) -> dict[str, Call]:
     """A call of each stage, with what the pipeline itself gave it in a short picture: compiled once, if at all.
 
-    conditioning: prompt and empty negative prompt, tokenizer included. denoiser: a guided sample's rows. decode: the
-    VAE's decoder.
+    conditioning: prompt and, of a guided picture, negative prompt, tokenizer included. denoiser: a picture's rows.
+    decode: the VAE's decoder.
     """
-    denoised, decoded = recorded(pipe, work)
-    guided = work.guidance_scale > 1
+    asked = recorded(pipe, work)
 
     def conditioning() -> None:
-        pipe.encode_prompt(work.prompt, device=device(), do_classifier_free_guidance=guided, **_one_image(pipe))
+        pipe.encode_prompt(*asked["conditioning"][0], **asked["conditioning"][1])
 
     def denoiser() -> None:
-        denoiser_of(pipe)(*denoised[0], **denoised[1])
+        denoiser_of(pipe)(*asked["denoiser"][0], **asked["denoiser"][1])
 
     def decode() -> None:
-        pipe.vae.decode(*decoded[0], **decoded[1])
+        pipe.vae.decode(*asked["decode"][0], **asked["decode"][1])
 
-    return {name: inference(call) for name, call in
-            {"conditioning": conditioning, "denoiser": denoiser, "decode": decode}.items()}  # fmt: skip
+    return {call.__name__: inference(call) for call in (conditioning, denoiser, decode)}
 
 
-def recorded(pipe: Any, work: Work) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """The arguments, positional and named, of the last call of denoiser and decoder in a picture of two steps."""
-    found: dict[str, tuple[Any, Any]] = {}
-    name, decode = denoiser_name(pipe), pipe.vae.decode
+def recorded(pipe: Any, work: Work) -> dict[str, Arguments]:
+    """{stage: positional and named arguments} of the last call of each stage in a picture of two steps."""
+    found: dict[str, Arguments] = {}
+    name = denoiser_name(pipe)
     kept = pipe.__dict__[name]
-    pipe.__dict__[name] = _Recorder(kept, found)  # not setattr, which registers a component
-
-    def decoding(*args: Any, **kwargs: Any) -> Any:
-        found["decode"] = _copied(args), _copied(kwargs)
-        return decode(*args, **kwargs)
-
-    pipe.vae.decode = decoding
+    pipe.__dict__[name] = _Recorder(kept, kept, "denoiser", found)  # not setattr, which registers a component
+    pipe.encode_prompt = _Recorder(pipe, pipe.encode_prompt, "conditioning", found)
+    pipe.vae.decode = _Recorder(pipe.vae, pipe.vae.decode, "decode", found)
     try:
         paint(pipe, dataclasses.replace(work, steps=min(work.steps, 2)))
     finally:
         pipe.__dict__[name] = kept
-        del pipe.vae.decode
-    return found["denoiser"], found["decode"]
+        del pipe.encode_prompt, pipe.vae.decode
+    return found
 
 
 class _Recorder:
-    """A module that keeps what it is called with."""
+    """A module, or a call of one, that keeps what it is called with."""
 
-    def __init__(self, module: Any, found: dict[str, tuple[Any, Any]]) -> None:
-        self.module, self.found = module, found
+    def __init__(self, module: Any, call: Any, name: str, found: dict[str, Arguments]) -> None:
+        self.module, self.call, self.name, self.found = module, call, name, found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.found["denoiser"] = _copied(args), _copied(kwargs)
-        return self.module(*args, **kwargs)
+        self.found[self.name] = _copied(args), _copied(kwargs)
+        return self.call(*args, **kwargs)
 
 
 def _copied(value: Any) -> Any:
@@ -199,11 +194,3 @@ def inference(call: Call) -> Call:
             call()
 
     return run
-
-
-def _one_image(pipe: Any) -> dict[str, int]:
-    """What some pipelines' encode_prompt has no default for."""
-    import inspect
-
-    named = "num_images_per_prompt"
-    return {named: 1} if named in inspect.signature(pipe.encode_prompt).parameters else {}

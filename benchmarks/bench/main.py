@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if asked.compare is not None:
             first, second = (read_result(path) for path in asked.compare)
-            print_comparison(first, second, Console())
+            print_comparison(first, second, _console())
             return 0
         if asked.page is not None:
             show(read_result(asked.page / RESULT), asked.page, told)
@@ -69,11 +69,16 @@ def show(result: Result, out: Path, told: Console) -> None:
     shown = json.loads(pictures.read_text(encoding="utf-8")) if pictures.is_file() else {}
     plots = draw(result, out)
     write_page(result, shown, plots, out / PAGE)
-    console = Console()
-    print_tables(result, console if console.is_terminal else Console(width=WIDTH))
+    print_tables(result, _console())
     if not plots:
         told.print("No plots: matplotlib is not installed (the extra 'bench').")
     told.print(f"{out / RESULT}, {out / PAGE}", markup=False, highlight=False)
+
+
+def _console() -> Console:
+    """Stdout, wide where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 @contextlib.contextmanager

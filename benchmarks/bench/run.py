@@ -44,6 +44,7 @@ REFERENCES = ("diffusers fp32", "diffusers", "pytorch fp32", "pytorch")
 SHOWN = 4
 """Pictures of each contender that the page shows."""
 EXPORT_S = 1200
+CEILINGS = "benchmarks.bench.ceilings:Ceilings"
 SPARE = 0.85
 """Of the free memory, what contenders that take turns may have together."""
 
@@ -58,6 +59,7 @@ class Run:
         self.ceilings: Result = {"matmul": {}, "copy": {}}
         self.trials: list[Trial] = []
         self.other_cores: list[float] = []
+        self.commit = commit(ROOT)
 
     def measure(self) -> Result:
         """Everything, as JSON types."""
@@ -93,7 +95,7 @@ class Run:
         return {
             "benchmark": BENCHMARK, "version": VERSION, "device": "cpu" if self.gpu is None else "gpu",
             "work": {"model": work.source.name, **{name: getattr(work, name) for name in names}},
-            "machine": here, "versions": versions(), "commit": commit(ROOT), "plan": self.plan.told(),
+            "machine": here, "versions": versions(), "commit": self.commit, "plan": self.plan.told(),
             "threads": [{"threads": t.threads, "policy": t.policy, "seconds": t.seconds} for t in self.trials],
             "other_cores": max(self.other_cores, default=None), "day": time.strftime("%Y-%m-%d"),
         }  # fmt: skip
@@ -133,7 +135,7 @@ class Run:
         """Measure the ceilings, and keep the better of this moment and an earlier one."""
         self.say("the device's ceilings")
         python = next((spec.python for spec in self.specs if spec.uses_torch), sys.executable)
-        spec = Spec(name="ceilings", factory="benchmarks.bench.ceilings:Ceilings", settings={}, python=python,
+        spec = Spec(name="ceilings", factory=CEILINGS, settings={}, python=python,
                     environment={"OMP_NUM_THREADS": None})  # fmt: skip
         device = "cpu" if self.gpu is None else "gpu"
         with contextlib.suppress(ContenderFailed), Child(spec, self.folder / "ceilings.log") as child:
