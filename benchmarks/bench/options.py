@@ -11,9 +11,9 @@ from benchmarks.bench.contenders import Spec, chosen, on_cpu, on_gpu
 from benchmarks.bench.plan import PROMPTS, Plan, for_gpu, quick
 from engine.errors import OptionInvalid
 from engine.machine import usable_cores
+from runtime.request import MAX_IMAGES, MAX_STEPS
 
 DEFAULT_OUT = Path("out") / "bench"
-MOST_STEPS = 100
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp16", "bf16"), default="fp16", help="on a GPU")
     add("--turns", type=int, help="timed pictures of each contender and step count")
     add("--pictures", type=int, help=f"pictures to compare, up to {len(PROMPTS)}")
+    add("--batches", type=int, nargs="*", metavar="N", help="pictures at a time (1 2 4 8); none leaves them out")
     add("--judged", type=int, help="pictures for the model's own judge; 0 leaves it out")
     add("--starts", type=int, help="fresh processes of each contender")
     add("--max-autotune", action="store_true", help="torch.compile in that mode too; it takes minutes")
@@ -62,8 +63,12 @@ def plan_of(options: argparse.Namespace, *, gpu: bool) -> Plan:
         if value is not None:
             _check(name, value, low, high)
             plan = replace(plan, **{name: value})
+    for count in options.batches or ():
+        _check("batches", count, 1, MAX_IMAGES)
+    if options.batches is not None:
+        plan = replace(plan, batches=tuple(sorted(set(options.batches))))
     for steps in options.steps or ():
-        _check("steps", steps, 1, MOST_STEPS)
+        _check("steps", steps, 1, MAX_STEPS)
     steps = tuple(dict.fromkeys(options.steps)) if options.steps else plan.steps
     return replace(plan, steps=steps, export=plan.export and not options.no_export)
 

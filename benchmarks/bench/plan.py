@@ -59,7 +59,7 @@ class Plan:
 def for_gpu(plan: Plan) -> Plan:
     """Counts for a GPU, where a picture is short and compilers take minutes."""
     return replace(
-        plan, gpu=True, turns=25, warmup=3, parts=100, batch_turns=7, pictures=8, judged=100, open_s=600.0,
+        plan, gpu=True, turns=25, warmup=3, parts=100, batch_turns=5, pictures=8, judged=24, open_s=600.0,
         first_s=1200.0,
     )  # fmt: skip
 

@@ -90,10 +90,14 @@ def test_a_plans_counts():
     assert (plan(gpu=True).batch_steps, plan(gpu=False).batch_steps) == (20, 4)
     assert plan("--steps", "8", "8", "2", "--turns", "3", gpu=True).steps == (8, 2)
     assert plan("--quick", gpu=True).turns == 2
+    assert plan("--batches", "4", "1", "4", gpu=True).batches == (1, 4)
+    assert plan("--batches", gpu=False).batches == ()
     assert not plan("--no-export", gpu=True).export
 
 
-@pytest.mark.parametrize("words", [["--turns", "0"], ["--steps", "101"], ["--pictures", "9"], ["--starts", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--turns", "0"], ["--steps", "101"], ["--pictures", "9"], ["--starts", "0"], ["--batches", "17"]]
+)
 def test_counts_out_of_range(words):
     with pytest.raises(OptionInvalid, match=words[0]):
         plan(*words, gpu=False)

@@ -88,6 +88,13 @@ def test_tables_show_it(bench):
     assert all("–" not in row or len(set(row)) > 1 for _, _, lines in tables.values() for row in lines)
 
 
+def test_the_gpus_own_time_is_the_kernels_where_they_are_known():
+    by_events = {"device_ms": {"conditioning": {"median": 1.0}, "loop": {"median": 8.0}, "decode": {"median": 2.0}}}
+    assert rows._gpu_ms({"facts": {"clock": "gpu"}}, by_events) == 11.0
+    assert rows._gpu_ms({"facts": {"clock": "gpu"}, "kernels_ms": 7.0}, by_events) == 7.0
+    assert rows._gpu_ms({"facts": {"clock": "host"}}, by_events) is None
+
+
 def test_the_page_needs_no_other_file(bench):
     page = (bench[1] / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4
