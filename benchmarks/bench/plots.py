@@ -133,7 +133,7 @@ def roofline(result: Mapping[str, Any]) -> Any:
     roof = np.minimum(ceiling["tflops"] * 1e3, copy["gb_s"] * xs)
     axes.plot(xs, roof, color="#222222", linewidth=1.2)
     axes.text(high, roof[-1] * 1.06, f"{rate(roof[-1])} of products", ha="right", va="bottom", fontsize=9)
-    axes.text(low * 1.15, roof[0] * 1.05, f"{copy['gb_s']:,.3g} GB/s copied", ha="left", va="bottom", fontsize=9)
+    axes.text(low * 1.5, roof[0] * 1.05, f"{copy['gb_s']:,.3g} GB/s copied", ha="left", va="center", fontsize=9)
     for index, (name, one) in enumerate(ran.items()):
         colour = COLOURS[index % len(COLOURS)]
         axes.plot([], [], linewidth=5, color=colour, label=name)

@@ -34,7 +34,7 @@ class ContenderFailed(ExecutionFailed):
     @property
     def short(self) -> str:
         """What it said, and what would mend it."""
-        return self.actual if self.remedy in ("", LOOK) else f"{self.actual} {self.remedy}"
+        return self.actual if self.remedy in ("", LOOK) else f"{self.actual}. {self.remedy}"
 
 
 LOOK = "See its log in the result's folder."

@@ -119,7 +119,7 @@ def limits(result: Mapping[str, Any]) -> Table:
         for part, of in (one.get("limits") or {}).items():
             if part in MAIN_PARTS and not one["of"]:
                 rows.append([
-                    name, part, f"{of['ms']:.3g}", f"{of['gflop']:.3g}", f"{of['mib']:.3g}", f"{of['floor_ms']:.3g}",
+                    name, part, f"{of['ms']:.4g}", f"{of['gflop']:.3g}", f"{of['mib']:.3g}", f"{of['floor_ms']:.4g}",
                     of["bound"], f"{100 * of['fraction']:.0f} %",
                 ])  # fmt: skip
     return f"the limit: {ceilings_text(result)}", heads, rows
@@ -205,6 +205,13 @@ RATIO = (
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the figures should know, a sentence each."""
     found = [TURNS, RATIO]
+    reasons = [
+        f"{name}, {count} at a time: {of['reason']}."
+        for name, one in running(result).items()
+        for count, of in list((one["batches"].get("by_count") or {}).items())
+        if "reason" in of
+    ]
+    found += list({line.partition(",")[0]: line for line in reversed(reasons)}.values())
     if result.get("export") and "seconds" in result["export"]:
         exported = result["export"]
         found.append(

@@ -128,12 +128,13 @@ class Alone:
 
 
 def summed(starts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several fresh starts as one: medians of the times but for the first start's, the most of the memory.
+    """Several fresh starts as one: medians of the times, the most of the memory.
 
-    The first start alone has to compile, or to read what the disk has not read yet: `coldest`.
+    The first start is told apart, as `coldest`: it alone compiles, and reads what the system has not read yet.
     """
+    later = starts[1:] or starts
     times = ("cold_s", "ready_s", "open_s", "first_s", "second_s")
-    found: dict[str, Any] = {name: float(np.median([one[name] for one in starts])) for name in times}
+    found: dict[str, Any] = {name: float(np.median([one[name] for one in later])) for name in times}
     found["coldest"] = {name: starts[0][name] for name in times}
     for name in ("host_peak_bytes", "gpu_peak_bytes"):
         found[name] = max((one.get(name) or 0 for one in starts), default=0)

@@ -78,7 +78,7 @@ def _runs(pid: int) -> bool:
     ("settings", "told"),
     [
         ({"die": "open"}, r"ended with code 3 \(.*its last words\)"),
-        ({"refuse": "open"}, r"BackendUnavailable: no such GPU Buy one\."),
+        ({"refuse": "open"}, r"BackendUnavailable: no such GPU\. Buy one\."),
         ({"break": "open"}, r"ValueError: nobody foresaw this"),
     ],
 )
