@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.bench.contenders import Spec, chosen, on_cpu, on_gpu
-from benchmarks.bench.plan import PROMPTS, Plan, for_gpu, quick
+from benchmarks.bench.plan import POLICIES, PROMPTS, Plan, for_gpu, quick
 from engine.errors import OptionInvalid
 from engine.machine import usable_cores
 from runtime.request import MAX_IMAGES, MAX_STEPS
@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add("--batches", type=int, nargs="*", metavar="N", help="pictures at a time (1 2 4 8); none leaves them out")
     add("--judged", type=int, help="pictures for the model's own judge; 0 leaves it out")
     add("--starts", type=int, help="fresh processes of each contender")
+    add("--wait", choices=POLICIES, help="OpenMP's wait policy for torch on a CPU; default: the faster, which where "
+        "others come and go should be PASSIVE")  # fmt: skip
     add("--max-autotune", action="store_true", help="torch.compile in that mode too; it takes minutes")
     add("--compile-batches", action="store_true", help="batches for torch.compile, each compiled anew")
     add("--cpu", action="store_true", help="as if there were no GPU")
@@ -70,6 +72,7 @@ def plan_of(options: argparse.Namespace, *, gpu: bool) -> Plan:
     for steps in options.steps or ():
         _check("steps", steps, 1, MAX_STEPS)
     steps = tuple(dict.fromkeys(options.steps)) if options.steps else plan.steps
+    plan = plan if options.wait is None else replace(plan, policies=(options.wait,))
     return replace(plan, steps=steps, export=plan.export and not options.no_export)
 
 

@@ -15,6 +15,9 @@ PROMPTS = (
     "an owl above a book on yellow", "a robot next to a guitar on orange",
 )  # fmt: skip
 """One picture each for the comparison of pictures; a prompt's place is its seed. The first is what is timed."""
+POLICIES = ("PASSIVE", "default")
+"""OpenMP's wait policies. Spinning, which is the default, is up to 1.75 times as fast, and on a core that another
+program wants too eight times as slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,7 @@ class Plan:
     parts: launches of each graph alone. batches: pictures at a time; batch_turns: of each. pictures: compared with the
     reference. judged: pictures that a model's own judge sees. compile_batches: whether what compiles for each shape
     takes batches too. starts: fresh processes of each contender,
-    one of a variant. limits in seconds of one command: open_s (loading),
+    one of a variant. policies: OpenMP's wait policies that are tried for torch on a CPU. limits in seconds of one command: open_s (loading),
     first_s (a first picture, a compiler's time included), picture_s (each further one).
     """
 
@@ -42,6 +45,7 @@ class Plan:
     compile_batches: bool = False
     gpu: bool = False
     export: bool = True
+    policies: tuple[str, ...] = POLICIES
     open_s: float = 300.0
     first_s: float = 600.0
     picture_s: float = 120.0

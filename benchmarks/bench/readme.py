@@ -87,14 +87,17 @@ def _row(name: str, one: Mapping[str, Any], steps: str, result: Mapping[str, Any
     ratio = one.get("times_as_fast_as", {}).get("diffusers")
     limit = (one.get("limits") or {}).get("denoiser")
     memory = one["gpu_peak_bytes"] or one["host_peak_bytes"]
-    likeness = one.get("quality") if name != result["reference"] else None
     return [
         f"{name}, {one['precision']}" if one["precision"] not in name else name, f"{seconds['median']:.3g}",
-        f"{seconds['p5']:.3g} to {seconds['p95']:.3g}", "1" if ratio is None else f"{ratio['median']:.2f}",
+        f"{seconds['p5']:.3g} to {seconds['p95']:.3g}", rows.NONE if ratio is None else f"{ratio['median']:.2f}",
         f"{one['start']['cold_s']:.1f}", f"{memory / rows.MIB:,.0f}",
         rows.NONE if limit is None else f"{100 * limit['fraction']:.0f} %",
-        "reference" if likeness is None else f"{likeness['psnr_db']['median']:.1f}",
+        "reference" if name == result["reference"] else _psnr(one),
     ]  # fmt: skip
+
+
+def _psnr(one: Mapping[str, Any]) -> str:
+    return f"{one['quality']['psnr_db']['median']:.1f}" if "quality" in one else rows.NONE
 
 
 def _absent(result: Mapping[str, Any]) -> list[str]:

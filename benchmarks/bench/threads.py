@@ -56,14 +56,14 @@ def fewer(cores: int) -> int:
 def best_threads(
     spec: Spec, plan: Plan, folder: Path, cores: int, on_trial: Callable[[Trial], None]
 ) -> tuple[Trial, list[Trial]]:
-    """The faster of both policies on all cores, and fewer threads where they are CLEARLY faster; and all trials."""
+    """The fastest of the plan's policies on all cores, and fewer threads where they are CLEARLY faster; and all trials."""
     trials: list[Trial] = []
 
     def attempt(threads: int, policy: str) -> None:
         trials.append(_tried(spec, plan, folder, Trial(threads, policy, None)))
         on_trial(trials[-1])
 
-    for policy in ("PASSIVE", "default"):
+    for policy in plan.policies:
         attempt(cores, policy)
     if cores > 1:
         attempt(fewer(cores), fastest(trials).policy)

@@ -92,6 +92,7 @@ def test_a_plans_counts():
     assert plan("--quick", gpu=True).turns == 2
     assert plan("--batches", "4", "1", "4", gpu=True).batches == (1, 4)
     assert plan("--batches", gpu=False).batches == ()
+    assert plan("--wait", "PASSIVE", gpu=False).policies == ("PASSIVE",)
     assert not plan("--no-export", gpu=True).export
 
 

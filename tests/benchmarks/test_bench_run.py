@@ -156,6 +156,12 @@ def test_a_markdown_of_a_result(bench):
     assert "A GPU" in lines[0]
     assert lines[2].count("|") == lines[3].count("|") == lines[4].count("|")
     assert "| onnxruntime, fp32 | 0.4 | 0.4 to 0.4 | 2.00 |" in text
+    assert "| diffusers, fp32 | 0.8 | 0.8 to 0.8 | – |" in text
+    alone = json.loads((bench[1] / "result.json").read_text())
+    alone["reference"] = None
+    for one in alone["contenders"].values():
+        one.pop("quality", None)
+    assert "reference" not in readme.one_result(alone, "x.json")
     assert "Did not run: tensorrt (BackendUnavailable: no such GPU" in text
 
 
