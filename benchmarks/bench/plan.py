@@ -26,9 +26,9 @@ class Plan:
 
     parts: launches of each graph alone. batches: pictures at a time; batch_turns: of each. pictures: compared with the
     reference. judged: pictures that a model's own judge sees. compile_batches: whether what compiles for each shape
-    takes batches too. starts: fresh processes of each contender,
-    one of a variant. policies: OpenMP's wait policies that are tried for torch on a CPU. limits in seconds of one command: open_s (loading),
-    first_s (a first picture, a compiler's time included), picture_s (each further one).
+    takes batches too. starts: fresh processes of each contender, one of a variant. policies: OpenMP's wait policies
+    that are tried for torch on a CPU. limits in seconds of one command: open_s (loading), first_s (a first picture, a
+    compiler's time included), picture_s (each further one).
     """
 
     bundle: Path

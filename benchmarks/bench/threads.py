@@ -56,7 +56,7 @@ def fewer(cores: int) -> int:
 def best_threads(
     spec: Spec, plan: Plan, folder: Path, cores: int, on_trial: Callable[[Trial], None]
 ) -> tuple[Trial, list[Trial]]:
-    """The fastest of the plan's policies on all cores, and fewer threads where they are CLEARLY faster; and all trials."""
+    """The fastest of the policies on all cores, and fewer threads where they are CLEARLY faster; and all trials."""
     trials: list[Trial] = []
 
     def attempt(threads: int, policy: str) -> None:
