@@ -74,4 +74,4 @@ def _memory(one: Mapping[str, Any]) -> str:
 
 
 def _likeness(one: Mapping[str, Any]) -> str:
-    return f"{one['quality']['psnr_db']['median']:.1f}" if "quality" in one else rows.NONE
+    return rows.decibels(one["quality"]["psnr_db"]["median"]) if "quality" in one else rows.NONE

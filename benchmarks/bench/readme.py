@@ -97,7 +97,7 @@ def _row(name: str, one: Mapping[str, Any], steps: str, result: Mapping[str, Any
 
 
 def _psnr(one: Mapping[str, Any]) -> str:
-    return f"{one['quality']['psnr_db']['median']:.1f}" if "quality" in one else rows.NONE
+    return rows.decibels(one["quality"]["psnr_db"]["median"]) if "quality" in one else rows.NONE
 
 
 def _absent(result: Mapping[str, Any]) -> list[str]:

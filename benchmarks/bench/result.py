@@ -30,7 +30,10 @@ MAKERS = ("diffusers", "torch.compile", "torch.compile max-autotune", "pytorch")
 
 def contender_of(spec: Spec, alone: Mapping[str, Any] | None, reason: str | None) -> Result:
     """What is told of a contender before anything that concerns several. alone: of benchmarks/bench/solo.py."""
-    settings = {**spec.settings, **{name: spec.environment[name] for name in TOLD if name in spec.environment}}
+    settings = {
+        **spec.settings,
+        **{name: spec.environment[name] or "default" for name in TOLD if name in spec.environment},
+    }
     found: Result = {"of": spec.of, "by": spec.by, "settings": settings, "runs": alone is not None, "reason": reason}
     if alone is None:
         return found

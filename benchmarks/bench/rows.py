@@ -137,7 +137,7 @@ def quality(result: Mapping[str, Any]) -> Table:
         if of is None or name == result["reference"]:
             continue
         rows.append([
-            name, _db(of["psnr_db"]["median"]), _db(of["psnr_db"]["worst"]),
+            name, decibels(of["psnr_db"]["median"]), decibels(of["psnr_db"]["worst"]),
             _number(of.get("ssim", {}).get("median"), "{:.4f}"), _number(of.get("flip", {}).get("median"), "{:.2g}"),
             _number(of.get("flip", {}).get("worst"), "{:.2g}"), _number(judge.get("object"), "{:.2f}"),
             _number(judge.get("background"), "{:.2f}"),
@@ -249,7 +249,8 @@ def _mib(value: float | None) -> str:
     return NONE if value is None else f"{value / MIB:.0f}"
 
 
-def _db(value: float) -> str:
+def decibels(value: float) -> str:
+    """A PSNR, or that the pictures are equal."""
     return "equal" if value >= EQUAL_DB else f"{value:.1f}"
 
 
