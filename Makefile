@@ -1,6 +1,6 @@
 # What a developer can do, on a machine with make. Windows: the README names the command behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-310 check format bundle engines crosscheck judge bench-cpu golden schedulers clean
+.PHONY: help setup demo test test-all test-310 check format bundle engines crosscheck judge bench bench-cpu golden schedulers clean
 
 PYTHON ?= python3
 MODEL ?= emoji
@@ -9,6 +9,7 @@ PROFILES ?= default
 PARTS ?= auto
 PRECISION ?= fp16
 SHARED ?=
+BENCH ?=
 BIN := .venv/bin
 READY := .venv/.ready
 BUNDLE := trt_models/$(MODEL)/bundle.json
@@ -73,8 +74,11 @@ crosscheck: setup $(BUNDLE) ## graphs and plans compared once more, by Polygraph
 judge: setup $(BUNDLE) ## how often the model paints what it is asked for
 	$(BIN)/zturbo judge --model models/$(MODEL)
 
-bench-cpu: setup $(BUNDLE) ## ONNX Runtime against diffusers on this CPU
-	$(BIN)/zturbo bench-cpu
+bench: setup $(BUNDLE) ## every contender on this machine: out/bench/index.html, and tables  (MODEL=emoji BENCH="--quick")
+	$(BIN)/zturbo bench trt_models/$(MODEL) $(BENCH)
+
+bench-cpu: BENCH += --cpu
+bench-cpu: bench ## the same as if there were no GPU
 
 golden: setup $(BUNDLE) ## paint docs/golden: a sheet of pictures for each thing a request can ask
 	$(BIN)/python -m benchmarks.golden trt_models/$(MODEL) --out docs/golden

@@ -72,13 +72,14 @@ def measure(
                     turns[kind][steps] += [one_turn(*pair, request) for _ in range(pictures)]
         facts = _facts(opened["captured"][0], size_px)
         graphs, step = alone(opened["captured"][1], bundle, size_px)
+        graphs_ms = {name: dataclasses.asdict(Summary.of(times)) for name, times in graphs.items()}
     finally:
         for pipeline, _ in opened.values():
             pipeline.close()
     report = {kind: {str(n): summary(found) for n, found in by_steps.items()} for kind, by_steps in turns.items()}
     return {
         "benchmark": "loop", **facts, "guidance_scale": guidance_scale, "rounds": rounds, **report,
-        "graphs_ms": graphs, "step_alone_ms": step, "machine": gpu_facts(backend),
+        "graphs_ms": graphs_ms, "step_alone_ms": dataclasses.asdict(Summary.of(step)), "machine": gpu_facts(backend),
     }  # fmt: skip
 
 
@@ -123,30 +124,30 @@ def summary(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def alone(
-    backend: StampedBackend, bundle: Bundle, size_px: int | None
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Each graph by itself, {graph: ms}, and the loop's together, as its step is; captured where the backend captures.
+    backend: StampedBackend, bundle: Bundle, size_px: int | None, *, warmup: int = WARMUP, repeats: int = REPEATS
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Each graph that a picture needs by itself, {graph: ms of each launch}, and the loop's together, as its step is.
 
-    On random inputs, one launch after another with no wait, so that the GPU never waits for the host.
+    Captured where the backend captures. On random inputs, one launch after another with no wait, so that the GPU never
+    waits for the host. All of them are on the same buffers.
     """
     dims = dims_of(bundle, size_px)
-    graphs = bundle.graphs(variant_of(backend.precision))
-    step = [graph for graph in graphs if graph.stage == "loop"]
-    return {graph.name: _alone(backend, [graph], dims) for graph in graphs}, _alone(backend, step, dims)
-
-
-def _alone(backend: StampedBackend, graphs: Sequence[Graph], dims: Dims) -> dict[str, float]:
-    rng = np.random.default_rng(0)
+    graphs = [graph for graph in bundle.graphs(variant_of(backend.precision)) if not graph.optional]
     bindings = {binding.name: binding for graph in graphs for binding in graph.bindings}
     buffers = {name: backend.allocate(binding, dims) for name, binding in bindings.items()}
-    for name in {binding.name: None for graph in graphs for binding in graph.inputs}:
-        buffers[name].write(_values(bindings[name], dims, rng))
-    launch = backend.inner.capture([backend.bind(graph, buffers, dims) for graph in graphs])
 
     def wait() -> None:
         backend.mark()()
 
-    return dataclasses.asdict(Summary.of(repeated_ms(launch, backend.clock, wait, warmup=WARMUP, repeats=REPEATS)))
+    def times(of: Sequence[Graph]) -> list[float]:
+        rng = np.random.default_rng(0)
+        for name in {binding.name: None for graph in of for binding in graph.inputs}:
+            buffers[name].write(_values(bindings[name], dims, rng))
+        launch = backend.inner.capture([backend.inner.bind(graph, buffers, dims) for graph in of])
+        return repeated_ms(launch, backend.clock, wait, warmup=warmup, repeats=repeats)
+
+    step = times([graph for graph in graphs if graph.stage == "loop"])
+    return {graph.name: times([graph]) for graph in graphs}, step
 
 
 def _values(binding: Binding, dims: Dims, rng: np.random.Generator) -> Any:
@@ -159,10 +160,11 @@ def _values(binding: Binding, dims: Dims, rng: np.random.Generator) -> Any:
 
 
 def dims_of(bundle: Bundle, size_px: int | None) -> dict[str, int]:
-    """One guided picture."""
+    """One picture with the bundle's own guidance: two rows where that makes guided ones of it."""
     width, height = (bundle.defaults.width, bundle.defaults.height) if size_px is None else (size_px, size_px)
     tokens = bundle.tokenizer.lengths[0]
-    return {"rows": 2, "samples": 1, "width": width, "height": height, "draws": 1, "tokens": tokens}
+    guided = bundle.guidance == "classifier_free" and bundle.defaults.guidance_scale + bundle.guidance_offset > 1
+    return {"rows": 1 + guided, "samples": 1, "width": width, "height": height, "draws": 1, "tokens": tokens}
 
 
 def _warm_up(pair: tuple[Pipeline, StampedBackend], size_px: int | None, guidance_scale: float) -> None:

@@ -19,7 +19,10 @@ from engine.dialect import FLAVOURS, load_dialect
 from engine.errors import BackendUnavailable
 from engine.machine import machine_of, processor_name, usable_cores
 
-PACKAGES = ("onnxruntime", "torch", "diffusers", "transformers", "numpy")
+PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "torch", "diffusers", "transformers", "numpy", "tensorrt", "tensorrt-rtx",
+    "cuda-bindings",
+)  # fmt: skip
 
 
 def machine() -> dict[str, str | int]:
@@ -84,10 +87,16 @@ class Bystanders:
         self._before = self._seconds()
 
     def cores(self) -> float:
-        """Cores that were busy with other work, on average; more than a few tenths makes the times doubtful."""
+        """Cores that were busy with other work, on average; more than a few tenths makes the times doubtful.
+
+        Raises ProcessLookupError where a measured process is gone.
+        """
         return max(0.0, (self._seconds() - self._before) / (time.perf_counter() - self._begun))
 
     def _seconds(self) -> float:
         total = self._psutil.cpu_times()
         busy: float = sum(getattr(total, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
-        return busy - sum(sum(process.cpu_times()[:2]) for process in self._ours)
+        try:
+            return busy - sum(sum(process.cpu_times()[:2]) for process in self._ours)
+        except self._psutil.NoSuchProcess as error:
+            raise ProcessLookupError(str(error)) from error

@@ -1,20 +1,13 @@
-"""Interleaved turns of two contenders, and what they say: medians, spread, ratios of pairs, likeness of pictures."""
+"""What measured values and pictures say: medians, spread, likeness."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from benchmarks.process import ContenderProcess
-from benchmarks.work import Turn
-
-SETTLE_S = 0.05
-"""Between two turns: longer than the threads of the one before spin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +23,6 @@ class Summary:
         """The summary of one or more values; percentiles are interpolated."""
         p5, median, p95 = np.percentile(np.array(values, np.float64), (5, 50, 95))
         return cls(float(median), float(p5), float(p95))
-
-
-def interleaved(
-    first: ContenderProcess, second: ContenderProcess, *, warmup: int, pairs: int, on_pair: Callable[[], None]
-) -> tuple[list[Turn], list[Turn]]:
-    """`pairs` turns of each, taken in turns; who begins changes from pair to pair. Warm-up turns are dropped."""
-    turns: tuple[list[Turn], list[Turn]] = ([], [])
-    for index in range(warmup + pairs):
-        order = ((0, first), (1, second)) if index % 2 == 0 else ((1, second), (0, first))
-        for position, process in order:
-            time.sleep(SETTLE_S)
-            turns[position].append(process.paint())
-        on_pair()
-    return turns[0][warmup:], turns[1][warmup:]
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

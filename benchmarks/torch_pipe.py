@@ -1,12 +1,15 @@
 """Diffusers' own pipeline at its best settings, and each of its stages: text encoders, denoiser, decoder.
 
-Knows no clock and no backend of ours.
+Knows no clock and no backend of ours, and no family: a pipeline has a `unet` or a `transformer`, and what its parts are
+called with is what they were called with when they painted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.work import Work
@@ -16,10 +19,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Call = Callable[[], None]
+Arguments = tuple[Any, Any]
+TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 def open_pipeline(work: Work, precision: str) -> Any:
-    """The work's pipeline and scheduler, UNet and VAE channels_last; on the CPU where there is no GPU.
+    """The work's pipeline and scheduler, denoiser and VAE channels_last; on the CPU where there is no GPU.
 
     Attention is torch's scaled_dot_product_attention. The VAE computes in the precision asked for, also where its
     config has it upcast to fp32: that is what the fp16-safe VAE that people put in its place does.
@@ -36,51 +41,95 @@ def open_pipeline(work: Work, precision: str) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device())
-    pipe.vae.register_to_config(force_upcast=False)
-    for part in (pipe.unet, pipe.vae):
+    if "force_upcast" in pipe.vae.config:
+        pipe.vae.register_to_config(force_upcast=False)
+    for part in (denoiser_of(pipe), pipe.vae):
         part.to(memory_format=torch.channels_last)
     return pipe
 
 
-def compile_pipeline(pipe: Any) -> None:
-    """Have torch.compile take the UNet and the decoder, with CUDA graphs; the text encoders stay as they are."""
-    import torch
-
-    pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead")
-    pipe.vae.decoder = torch.compile(pipe.vae.decoder, mode="reduce-overhead")
+def denoiser_name(pipe: Any) -> str:
+    """What a pipeline calls its denoiser."""
+    return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
 
 
-def stages(pipe: Any, work: Work) -> dict[str, Call]:
-    """A call of each stage, with the shapes and types of the pipeline's own calls, so that it is compiled once.
+def denoiser_of(pipe: Any) -> Any:
+    """A pipeline's denoiser."""
+    return getattr(pipe, denoiser_name(pipe))
 
-    conditioning: prompt and empty negative prompt, tokenizer included. denoiser: two rows, of random values. decode:
-    of random latents.
+
+def compile_pipeline(pipe: Any, mode: str | None = "reduce-overhead") -> None:
+    """Have torch.compile take the denoiser and the decoder; the text encoders stay as they are.
+
+    mode: torch.compile's own; `reduce-overhead` replays CUDA graphs. None: its default, which is all a CPU has.
     """
     import torch
 
-    torch.manual_seed(0)
-    config, dtype, place = pipe.unet.config, pipe.unet.dtype, device()
-    latent = (config.in_channels, work.height // 8, work.width // 8)
-    sample = torch.randn(2, *latent, dtype=dtype, device=place)
-    text = torch.randn(2, 77, config.cross_attention_dim, dtype=dtype, device=place)
-    timestep = torch.tensor(500, device=place)
-    added = _added(config, work, dtype)
+    setattr(pipe, denoiser_name(pipe), torch.compile(denoiser_of(pipe), mode=mode))
+    pipe.vae.decoder = torch.compile(pipe.vae.decoder, mode=mode)
+
+
+def stages(pipe: Any, work: Work) -> dict[str, Call]:
+    """A call of each stage, with what the pipeline itself gave it in a short picture: compiled once, if at all.
+
+    conditioning: prompt and, of a guided picture, negative prompt, tokenizer included. denoiser: a picture's rows.
+    decode: the VAE's decoder.
+    """
+    asked = recorded(pipe, work)
 
     def conditioning() -> None:
-        pipe.encode_prompt(work.prompt, device=place, num_images_per_prompt=1, do_classifier_free_guidance=True)
+        pipe.encode_prompt(*asked["conditioning"][0], **asked["conditioning"][1])
 
     def denoiser() -> None:
-        pipe.unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False)
+        denoiser_of(pipe)(*asked["denoiser"][0], **asked["denoiser"][1])
 
     def decode() -> None:
-        pipe.vae.decode(sample[:1], return_dict=False)
+        pipe.vae.decode(*asked["decode"][0], **asked["decode"][1])
 
-    return {name: _inference(call) for name, call in
-            {"conditioning": conditioning, "denoiser": denoiser, "decode": decode}.items()}  # fmt: skip
+    return {call.__name__: inference(call) for call in (conditioning, denoiser, decode)}
+
+
+def recorded(pipe: Any, work: Work) -> dict[str, Arguments]:
+    """{stage: positional and named arguments} of the last call of each stage in a picture of two steps."""
+    found: dict[str, Arguments] = {}
+    name = denoiser_name(pipe)
+    kept = pipe.__dict__[name]
+    pipe.__dict__[name] = _Recorder(kept, kept, "denoiser", found)  # not setattr, which registers a component
+    pipe.encode_prompt = _Recorder(pipe, pipe.encode_prompt, "conditioning", found)
+    pipe.vae.decode = _Recorder(pipe.vae, pipe.vae.decode, "decode", found)
+    try:
+        paint(pipe, dataclasses.replace(work, steps=min(work.steps, 2)))
+    finally:
+        pipe.__dict__[name] = kept
+        del pipe.encode_prompt, pipe.vae.decode
+    return found
+
+
+class _Recorder:
+    """A module, or a call of one, that keeps what it is called with."""
+
+    def __init__(self, module: Any, call: Any, name: str, found: dict[str, Arguments]) -> None:
+        self.module, self.call, self.name, self.found = module, call, name, found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.found[self.name] = _copied(args), _copied(kwargs)
+        return self.call(*args, **kwargs)
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own: a CUDA graph writes over those that it was given."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(one) for one in value)
+    if isinstance(value, dict):
+        return {name: _copied(one) for name, one in value.items()}
+    return value.clone() if hasattr(value, "clone") else value
 
 
 def paint(pipe: Any, work: Work, on_step: Callable[[int], None] = lambda _: None) -> NDArray[np.uint8]:
-    """One picture, (H, W, 3), from the work's latents; on_step(index) after each of the scheduler's timesteps."""
+    """Pictures, (count, H, W, 3), one from each of the work's latents; on_step(index) after each timestep."""
     import numpy as np
     import torch
 
@@ -88,20 +137,33 @@ def paint(pipe: Any, work: Work, on_step: Callable[[int], None] = lambda _: None
         on_step(index)
         return tensors
 
-    latents = torch.from_numpy(work.latents).to(device=device(), dtype=pipe.unet.dtype)
+    float32 = type(pipe).__name__.startswith("ZImage")  # its loop keeps them so, and refuses others
+    latents = torch.from_numpy(work.latents).to(
+        device=device(), dtype=torch.float32 if float32 else denoiser_of(pipe).dtype
+    )
     with torch.inference_mode():
         images = pipe(
             work.prompt, height=work.height, width=work.width, num_inference_steps=work.steps,
             guidance_scale=work.guidance_scale, callback_on_step_end=after, latents=latents,
+            num_images_per_prompt=len(work.latents),
         ).images  # fmt: skip
-    return np.asarray(images[0], np.uint8)
+    return np.stack([np.asarray(image, np.uint8) for image in images])
+
+
+@contextlib.contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Within the block torch's attention is two products and a softmax, each an operation of its own."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def torch_type(precision: str) -> Any:
-    """The type in torch of `fp16` or `fp32`."""
+    """The type in torch of `fp16`, `bf16` or `fp32`."""
     import torch
 
-    return {"fp16": torch.float16, "fp32": torch.float32}[precision]
+    return getattr(torch, TYPES[precision])
 
 
 def device() -> str:
@@ -119,19 +181,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _added(config: Any, work: Work, dtype: Any) -> dict[str, Any] | None:
-    """What SDXL's UNet reads beside the prompt; None of the others."""
-    import torch
-
-    if config.addition_embed_type != "text_time":
-        return None
-    ids = [work.height, work.width, 0, 0, work.height, work.width]
-    width = config.projection_class_embeddings_input_dim - len(ids) * config.addition_time_embed_dim
-    pooled = torch.randn(2, width, dtype=dtype, device=device())
-    return {"text_embeds": pooled, "time_ids": torch.tensor([ids] * 2, dtype=dtype, device=device())}
-
-
-def _inference(call: Call) -> Call:
+def inference(call: Call) -> Call:
     """The call in inference mode; tells CUDA graphs that what they gave before is not needed any more."""
     import torch
 

@@ -15,7 +15,7 @@ import msgspec
 from engine.cuda import Cuda, unavailable
 from engine.errors import ExecutionFailed
 
-_NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -110,7 +110,7 @@ def free_gpu_memory(cuda: Cuda) -> int | None:
 def _driver_version() -> str | None:
     """The driver's own version (`580.95.05`), which the CUDA runtime does not tell; None where NVML is missing."""
     try:
-        nvml = ctypes.CDLL(_NVML)
+        nvml = ctypes.CDLL(NVML)
     except OSError:
         return None
     buffer = ctypes.create_string_buffer(96)

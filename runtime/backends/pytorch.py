@@ -71,6 +71,9 @@ class UnusedBuffer(TorchBuffer):
     What is kept of a prompt is what its prologue made; here there is nothing, so the text encoder runs again.
     """
 
+    def write(self, array: Array) -> None:
+        """Nothing: no module reads it."""
+
     def save_row(self, index: int) -> None:
         """None: no module has written here."""
 

@@ -118,7 +118,7 @@ def test_the_whole_measurement(folder, tmp_path, capsys):
     assert all(of["ratio"] >= 1 for kind in ("captured", "plain") for of in found[kind].values())
     assert {"median", "p5", "p95"} == found["step_alone_ms"].keys()
     assert set(found["graphs_ms"]) == {
-        "conditioning", "encoder", "start", "denoiser", "solver", "decoder", "preview"
+        "conditioning", "start", "denoiser", "solver", "decoder"
     }  # fmt: skip
 
 
@@ -129,10 +129,10 @@ def test_the_steps_graphs_alone_are_launched_together(folder):
     graphs, step = loop.alone(StampedBackend(backend, HostClock()), bundle, 128)
     alone = [event for event in backend.events if not event.startswith(("mark", "wait"))]
     count = loop.WARMUP + loop.REPEATS
-    assert alone[-2 * count :] == ["denoiser", "solver"] * count
+    assert alone[: 2 * count] == ["denoiser", "solver"] * count
     assert alone.count("start") == count
-    assert step["median"] > 0
-    assert step.keys() == graphs["denoiser"].keys()
+    assert min(step) > 0
+    assert len(step) == len(graphs["denoiser"]) == loop.REPEATS
 
 
 @pytest.mark.parametrize("words", [["--steps", "20"], ["--pictures", "1", "2", "3"]])

@@ -15,7 +15,10 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-DISTRIBUTIONS = {"cuda": "cuda-bindings", "tensorrt_rtx": "tensorrt-rtx"}
+DISTRIBUTIONS = {
+    "cuda": "cuda-bindings", "flip_evaluator": "flip-evaluator", "skimage": "scikit-image",
+    "tensorrt_rtx": "tensorrt-rtx",
+}  # fmt: skip
 """Where a module's distribution has another name."""
 
 

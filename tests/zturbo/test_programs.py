@@ -1,4 +1,4 @@
-"""`zturbo bench-cpu` and `zturbo judge` hand their options on, and end as those programs end."""
+"""`zturbo bench` and `zturbo judge` hand their options on, and end as those programs end."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What benchmarks.cpu's main was called with; its exit code is 1 where `--fail` is among it."""
-    pytest.importorskip("psutil")
+    """What the benchmark's main was called with; its exit code is 1 where `--fail` is among it."""
+    pytest.importorskip("skimage")
     calls = []
 
     def main(arguments):
         calls.append(arguments)
         return int("--fail" in arguments)
 
-    monkeypatch.setattr("benchmarks.cpu.main", main)
+    monkeypatch.setattr("benchmarks.bench.main.main", main)
     return calls
 
 
-def test_bench_cpu_hands_on_its_options(zturbo, measured):
-    assert zturbo("bench-cpu", "--quick", "--out", "x.json").exit_code == 0
-    assert zturbo("bench-cpu", "--fail").exit_code == 1
-    assert measured == [["--quick", "--out", "x.json"], ["--fail"]]
+def test_bench_hands_on_its_options(zturbo, measured):
+    assert zturbo("bench", "--quick", "--out", "x").exit_code == 0
+    assert zturbo("bench", "--fail").exit_code == 1
+    assert zturbo("bench-cpu", "--quick").exit_code == 0
+    assert measured == [["--quick", "--out", "x"], ["--fail"], ["--cpu", "--quick"]]
 
 
-def test_bench_cpus_help_is_the_benchmarks_own(zturbo):
-    pytest.importorskip("psutil")
-    done = zturbo("bench-cpu", "--help")
+def test_benchs_help_is_the_benchmarks_own(zturbo):
+    pytest.importorskip("skimage")
+    done = zturbo("bench", "--help")
     assert done.exit_code == 0
     assert "--quick" in done.stdout
 
 
-def test_bench_cpu_refuses_what_the_benchmark_refuses(zturbo):
-    pytest.importorskip("psutil")
-    assert zturbo("bench-cpu", "--nonsense").exit_code == 2
+def test_bench_refuses_what_the_benchmark_refuses(zturbo):
+    pytest.importorskip("skimage")
+    assert zturbo("bench", "--nonsense").exit_code == 2
 
 
 @pytest.fixture

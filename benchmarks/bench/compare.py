@@ -1,0 +1,77 @@
+"""Two results beside each other: what became faster or slower, and whether both are of the same work and machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.bench import rows
+from benchmarks.bench.tables import print_table
+
+SAME = ("work", "machine", "versions")
+LIKE = 0.03
+"""Medians that differ by less than this, or whose spreads overlap, are called alike."""
+
+
+def print_comparison(first: Mapping[str, Any], second: Mapping[str, Any], console: Console) -> None:
+    """The tables of `compared`, and what differs beside the times."""
+    print_table(compared(first, second), console)
+    for line in differences(first, second):
+        console.print(line, markup=False, highlight=False)
+
+
+def compared(first: Mapping[str, Any], second: Mapping[str, Any]) -> rows.Table:
+    """Contenders that both have: seconds of a picture, by step count, memory and likeness."""
+    lines = []
+    for name, one in rows.running(first).items():
+        other = rows.running(second).get(name)
+        if other is None:
+            continue
+        for steps, of in one["speed"].items():
+            if steps in other["speed"]:
+                lines.append(_line(name, steps, (one, of), (other, other["speed"][steps])))
+    heads = ["contender", "steps", "A, s", "B, s", "B / A", "", "A, MiB", "B, MiB", "A, dB", "B, dB"]
+    return f"A: {first['commit']} of {first['day']}, B: {second['commit']} of {second['day']}", heads, lines
+
+
+def _line(name: str, steps: str, first: tuple[Any, Any], second: tuple[Any, Any]) -> rows.Row:
+    seconds = [of["seconds"] for _, of in (first, second)]
+    return [
+        name, steps, *[f"{one['median']:.4g}" for one in seconds],
+        f"{seconds[1]['median'] / seconds[0]['median']:.3f}", verdict(*seconds),
+        *[_memory(one) for one, _ in (first, second)], *[_likeness(one) for one, _ in (first, second)],
+    ]  # fmt: skip
+
+
+def verdict(first: Mapping[str, float], second: Mapping[str, float]) -> str:
+    """`faster` or `slower` where the medians differ by more than LIKE and lie outside each other's spread."""
+    ratio = second["median"] / first["median"]
+    overlap = first["p5"] <= second["median"] <= first["p95"] or second["p5"] <= first["median"] <= second["p95"]
+    if overlap or abs(ratio - 1) < LIKE:
+        return "alike"
+    return "slower" if ratio > 1 else "faster"
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What makes the comparison doubtful: other work, machine or versions; contenders that one result lacks."""
+    found = []
+    for name in SAME:
+        for key in {**first[name], **second[name]}:
+            values = [one[name].get(key, "nothing") for one in (first, second)]
+            if values[0] != values[1]:
+                found.append(f"{name}, {key}: {values[0]} in A, {values[1]} in B")
+    names = [set(rows.running(one)) for one in (first, second)]
+    if names[0] != names[1]:
+        found.append(f"in one of them alone: {', '.join(sorted(names[0] ^ names[1]))}")
+    return found
+
+
+def _memory(one: Mapping[str, Any]) -> str:
+    value = one["gpu_peak_bytes"] or one["host_peak_bytes"]
+    return f"{value / rows.MIB:.0f}"
+
+
+def _likeness(one: Mapping[str, Any]) -> str:
+    return rows.decibels(one["quality"]["psnr_db"]["median"]) if "quality" in one else rows.NONE
