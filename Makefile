@@ -1,6 +1,6 @@
 # What a developer can do, on a machine with make. Windows: the README names the command behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-310 check format bundle engines crosscheck judge bench bench-cpu golden schedulers clean
+.PHONY: help setup demo test test-all test-310 check format bundle engines crosscheck judge bench golden schedulers clean
 
 PYTHON ?= python3
 MODEL ?= emoji
@@ -76,9 +76,6 @@ judge: setup $(BUNDLE) ## how often the model paints what it is asked for
 
 bench: setup $(BUNDLE) ## every contender on this machine: out/bench/index.html, and tables  (MODEL=emoji BENCH="--quick")
 	$(BIN)/zturbo bench trt_models/$(MODEL) $(BENCH)
-
-bench-cpu: BENCH += --cpu
-bench-cpu: bench ## the same as if there were no GPU
 
 golden: setup $(BUNDLE) ## paint docs/golden: a sheet of pictures for each thing a request can ask
 	$(BIN)/python -m benchmarks.golden trt_models/$(MODEL) --out docs/golden

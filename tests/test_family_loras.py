@@ -21,7 +21,7 @@ import torch
 
 from export.bundle import export_bundle
 from export.families import FusedLoraFile
-from export.lora import fuse, read_loras
+from export.lora import fuse, read_loras, unet_names
 from runtime.pipeline import Pipeline
 from runtime.request import Request
 from tests.conftest import CACHE, exported
@@ -167,14 +167,14 @@ def test_fused_weights_of_every_component(subject, tmp_path, family):
     theirs = loaded(family, [(paths[0], 0.7), (paths[1], -0.4)]).pipeline
     theirs.fuse_lora(adapter_names=["lora0", "lora1"])
     theirs.unload_lora_weights()
-    ours, config = Theirs(family).pipeline, dict(one.modules["unet"].config)
+    ours, place = Theirs(family).pipeline, unet_names(dict(one.modules["unet"].config))
     files = [FusedLoraFile(paths[0], 0.7), FusedLoraFile(paths[1], -0.4)]
-    loras = read_loras(files, tuple(one.modules), config)
+    loras = read_loras(files, tuple(one.modules), place)
     for name in one.modules:
         module = getattr(ours, name)
         module.__dict__.pop("text_model", None)
         before = {key: value.clone() for key, value in module.state_dict().items()}
-        fuse(module, name, loras, config)
+        fuse(module, name, loras, place)
         expected = dict(getattr(theirs, name).named_parameters())
         for key, value in module.named_parameters():
             torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6)

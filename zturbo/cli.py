@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 
 from engine.errors import ZturboError
 from zturbo.commands.bench import run as bench
-from zturbo.commands.bench import run_cpu as bench_cpu
 from zturbo.commands.build import run as build
 from zturbo.commands.demo import run as demo
 from zturbo.commands.doctor import run as doctor
@@ -37,14 +36,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "judge": judge,
     "bench": bench,
-    "bench-cpu": bench_cpu,
 }
 """In the order that `zturbo --help` lists them."""
 _FOREIGN = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
-_WITH_HELP = {**_FOREIGN, "add_help_option": False}
-HANDED_ON: dict[str, dict[str, Any]] = {
-    "judge": _FOREIGN, "bench": _WITH_HELP, "bench-cpu": {**_WITH_HELP, "hidden": True},
-}  # fmt: skip
+HANDED_ON: dict[str, dict[str, Any]] = {"judge": _FOREIGN, "bench": {**_FOREIGN, "add_help_option": False}}
 """Commands that hand options on to a program with a parser of its own."""
 
 

@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
         "others come and go should be PASSIVE")  # fmt: skip
     add("--max-autotune", action="store_true", help="torch.compile in that mode too; it takes minutes")
     add("--compile-batches", action="store_true", help="batches for torch.compile, each compiled anew")
+    add("--compile-cache", type=Path, metavar="DIR", help="keep what torch.compile makes here, and take what is here; "
+        "its first start is then none of a machine that knows nothing")  # fmt: skip
     add("--cpu", action="store_true", help="as if there were no GPU")
     add("--quick", action="store_true", help="as little as shows that it works")
     add("--no-export", action="store_true", help="do not time an export")
@@ -56,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(options: argparse.Namespace, *, gpu: bool) -> Plan:
     """How to measure. Raises OptionInvalid."""
-    plan = Plan(bundle=options.bundle, size=options.size, compile_batches=options.compile_batches)
+    plan = Plan(bundle=options.bundle, size=options.size, compile_batches=options.compile_batches,
+                compile_cache=options.compile_cache)  # fmt: skip
     plan = for_gpu(plan) if gpu else plan
     plan = quick(plan) if options.quick else plan
     ranges = {"turns": (1, 1000), "pictures": (0, len(PROMPTS)), "judged": (0, 216), "starts": (1, 20)}

@@ -26,9 +26,10 @@ class Plan:
 
     parts: launches of each graph alone. batches: pictures at a time; batch_turns: of each. pictures: compared with the
     reference. judged: pictures that a model's own judge sees. compile_batches: whether what compiles for each shape
-    takes batches too. starts: fresh processes of each contender, one of a variant. policies: OpenMP's wait policies
-    that are tried for torch on a CPU. limits in seconds of one command: open_s (loading), first_s (a first picture, a
-    compiler's time included), picture_s (each further one).
+    takes batches too. compile_cache: a folder of what torch.compile made before and makes now; None for one of this
+    run's own, so that a first start compiles. starts: fresh processes of each contender, one of a variant. policies:
+    OpenMP's wait policies that are tried for torch on a CPU. limits in seconds of one command: open_s (loading),
+    first_s (a first picture, a compiler's time included), picture_s (each further one).
     """
 
     bundle: Path
@@ -46,6 +47,7 @@ class Plan:
     gpu: bool = False
     export: bool = True
     policies: tuple[str, ...] = POLICIES
+    compile_cache: Path | None = None
     open_s: float = 300.0
     first_s: float = 600.0
     picture_s: float = 120.0
@@ -57,7 +59,9 @@ class Plan:
 
     def told(self) -> dict[str, Any]:
         """As JSON types, without the machine's path."""
-        return {**asdict(self), "bundle": self.bundle.resolve().name}
+        return {
+            **asdict(self), "bundle": self.bundle.resolve().name, "compile_cache": self.compile_cache is not None,
+        }  # fmt: skip
 
 
 def for_gpu(plan: Plan) -> Plan:

@@ -34,6 +34,7 @@ from benchmarks.bench.threads import Trial, best_threads
 from benchmarks.bench.turns import Turns, groups, take_turns
 from benchmarks.loop import dims_of
 from benchmarks.machine import Bystanders, commit, machine, versions
+from benchmarks.report import as_json
 from benchmarks.work import Work, work_from_bundle
 from engine.bundle import load_bundle
 from engine.machine import free_memory, usable_cores
@@ -54,7 +55,7 @@ class Run:
 
     def __init__(self, plan: Plan, specs: Sequence[Spec], folder: Path, gpu: Gpu | None, say: Say) -> None:
         self.plan, self.folder, self.gpu, self.say = plan, folder, gpu, say
-        self.specs = [_with_own_cache(spec, folder) for spec in specs]
+        self.specs = [_with_cache(spec, folder, plan.compile_cache) for spec in specs]
         self.work: Work = work_from_bundle(plan.bundle, size_px=plan.size, steps=plan.steps[0])
         self.ceilings: Result = {"matmul": {}, "copy": {}}
         self.trials: list[Trial] = []
@@ -85,6 +86,10 @@ class Run:
             "contenders": contenders, "comparisons": comparisons(contenders, self.plan.steps[0]),
             "reference": reference, "pictures": pictures, "seconds": time.perf_counter() - begun,
         }  # fmt: skip
+
+    def _keep(self, name: str, found: Any) -> None:
+        """Write what is known so far, for whoever finds a run that was killed; one that ends takes it away again."""
+        (self.folder / f"{name}.json").write_text(as_json(found, indent=1), encoding="utf-8")
 
     def _facts(self) -> Result:
         work = self.work
@@ -152,6 +157,7 @@ class Run:
                 reasons[spec.name] = error.short
                 self.say(f"{spec.name}: does not run: {error.short}")
             else:
+                self._keep("alone", found)
                 cold_s = one["coldest"]["cold_s"]
                 self.say(f"{spec.name}: first picture after {cold_s:.1f} s, then one in {one['second_s']:.3f} s")
         return found, reasons
@@ -167,6 +173,7 @@ class Run:
             self.other_cores += [] if watch.cores is None else [watch.cores]
             turns |= told[0]
             fallen |= told[1]
+            self._keep("turns", turns)
         return turns, fallen
 
     def _grouped(self, alone: Mapping[str, Result]) -> list[list[str]]:
@@ -205,11 +212,12 @@ class Run:
                 contenders[spec.name]["judge"] = judged(spec, self.plan, self.folder, judge)
 
 
-def _with_own_cache(spec: Spec, folder: Path) -> Spec:
-    """What is compiled is kept for this run alone: its first start compiles, its others find what that made."""
+def _with_cache(spec: Spec, folder: Path, kept: Path | None) -> Spec:
+    """Without `kept`, what is compiled is for this run alone: a first start compiles, others find what that made."""
     if not spec.settings.get("compile"):
         return spec
-    return replace(spec, environment={**spec.environment, "TORCHINDUCTOR_CACHE_DIR": str(folder / slug(spec.name))})
+    cache = folder / slug(spec.name) if kept is None else kept.absolute()
+    return replace(spec, environment={**spec.environment, "TORCHINDUCTOR_CACHE_DIR": str(cache)})
 
 
 class Watch:

@@ -146,5 +146,7 @@ def family_of(source: Path) -> str:
     index = read_index(source)
     family = FAMILIES[check_pipeline(source / INDEX, index.get("_class_name"), FAMILIES)]
     check_parts(source / INDEX, index, family)
+    if family != "sd":
+        return family
     distilled = read_json(source / "unet" / "config.json").get("time_cond_proj_dim") is not None
-    return "lcm" if family == "sd" and distilled else family
+    return "lcm" if distilled else family

@@ -217,3 +217,14 @@ def test_contenders_that_do_not_fit_together_take_turns_in_groups(tiny_bundle, t
         name: {"host_peak_bytes": 1, "gpu_peak_bytes": size * GIB} for name, size in {"a": 4, "b": 3, "c": 6}.items()
     }
     assert measured._grouped(alone) == [["a", "b"], ["c"]]
+
+
+def test_what_is_compiled_is_kept_where_it_was_asked_for(tmp_path):
+    compiled = stand("torch.compile", compile="reduce-overhead")
+    with_cache = run._with_cache
+    own = with_cache(compiled, tmp_path, None).environment["TORCHINDUCTOR_CACHE_DIR"]
+    assert own == str(tmp_path / "torch-compile")
+    assert with_cache(compiled, tmp_path, tmp_path / "kept").environment["TORCHINDUCTOR_CACHE_DIR"] == str(
+        tmp_path / "kept"
+    )
+    assert with_cache(stand("diffusers"), tmp_path, tmp_path / "kept").environment == {}

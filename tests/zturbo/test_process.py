@@ -79,5 +79,5 @@ def test_interrupt_in_the_loop(interruptible, tiny_bundle, tmp_path):
 def test_help_names_every_command(shell):
     done = shell("--help")
     assert done.returncode == 0
-    for command in (b"export", b"build", b"generate", b"inspect", b"doctor", b"demo", b"judge", b"bench-cpu"):
+    for command in (b"export", b"build", b"generate", b"inspect", b"doctor", b"demo", b"judge", b"bench"):
         assert command in done.stdout

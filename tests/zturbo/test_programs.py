@@ -34,8 +34,7 @@ def measured(monkeypatch):
 def test_bench_hands_on_its_options(zturbo, measured):
     assert zturbo("bench", "--quick", "--out", "x").exit_code == 0
     assert zturbo("bench", "--fail").exit_code == 1
-    assert zturbo("bench-cpu", "--quick").exit_code == 0
-    assert measured == [["--quick", "--out", "x"], ["--fail"], ["--cpu", "--quick"]]
+    assert measured == [["--quick", "--out", "x"], ["--fail"]]
 
 
 def test_benchs_help_is_the_benchmarks_own(zturbo):

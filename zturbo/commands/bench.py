@@ -14,9 +14,3 @@ def run(context: typer.Context) -> None:
 
         code = main(context.args)
     raise typer.Exit(code)
-
-
-def run_cpu(context: typer.Context) -> None:
-    """`zturbo bench --cpu`, by the name that it had."""
-    context.args.insert(0, "--cpu")
-    run(context)
