@@ -28,7 +28,8 @@ nodes alone up to 3.3 and 1.2 times; half by bytes, 1.8 and 1.75."""
 CROSSING_COST = 0.05
 """Of the way to the next ideal cut: a tensor less to hand over is worth that much imbalance."""
 DEPTH = 3
-"""Components of a node's name that say which module it belongs to: `/unet/down_blocks.0/resnets.0/conv1/Conv`."""
+"""Components of a node's name that say which module it belongs to: `/unet/down_blocks.0/resnets.0/conv1/Conv`. More
+where the first that is one of several comes later: `/second/text_model/encoder/layers.0/mlp/fc1/MatMul`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Layout:
         self.steps, self.needs = self._find_steps()
         self._made_by = {name: k for k, node in enumerate(self.steps) for name in node.output if name}
         self._homes = self._find_homes()
-        paths = [_path(node) for node in self.steps]
+        paths = [block_of(node) for node in self.steps]
         whole = self._integers_alive()
         changes = enumerate(pairwise(paths), 1)
         self.boundaries = [k for k, (a, b) in changes if (a is None or a != b) and k not in whole]
@@ -249,7 +250,8 @@ def _live(graph: onnx.GraphProto) -> set[int]:
     return live
 
 
-def _path(node: NodeProto) -> tuple[str, ...] | None:
+def block_of(node: NodeProto) -> tuple[str, ...] | None:
     """The module that a node belongs to by its name; None where the name tells none."""
     *modules, _ = node.name.strip("/").split("/")
-    return tuple(modules[:DEPTH]) or None
+    numbered = next((k for k, module in enumerate(modules, 1) if module.rpartition(".")[2].isdecimal()), 0)
+    return tuple(modules[: max(DEPTH, numbered)]) or None

@@ -15,6 +15,9 @@ from engine.estimate import GIB, UNEVEN, Rates, files_bytes, host_bytes, rates
 MIN_NODES = 150
 """A part of fewer nodes gains little: it starts in a process of its own and takes about 4 GB. SD 1.5's UNet (1553 nodes
 that compute) at 8.6.0, 16 cores: 910 s whole, 459 s in 7 parts with 18 builds side by side, and as fast when run."""
+MIN_HOISTED = 30
+"""The same of a prologue, whose nodes take 8.6.0 much longer, for so many of them are outputs: about 3 s a node (SD
+1.5's 277 s, the 140 projections of SDXL 586 s in one part) where a denoiser's take 1.2 s, so many side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +28,18 @@ class Size:
     blocks: int
 
 
-def auto_parts(kind: Rates, weights: int, size: Size | None, cores: int, memory_bytes: int | None) -> int:
+def auto_parts(
+    kind: Rates, weights: int, size: Size | None, cores: int, memory_bytes: int | None, least: int = MIN_NODES
+) -> int:
     """The parts for a graph of so many bytes of weights.
 
-    Where builds take their time by the node, parts of at least MIN_NODES, no more than cores: they build side by side.
-    Everywhere at least so many that one fits into memory_bytes of host memory. size: None where it was not looked at,
+    Where builds take their time by the node, parts of at least so many nodes, no more than cores: they build side by
+    side. Everywhere at least so many that one fits into memory_bytes of host memory. size: None where it was not looked at,
     because neither asks for a cut.
     """
     count = 1
     if kind.seconds_per_node is not None and size is not None:
-        count = max(min(size.nodes // MIN_NODES, cores), 1)
+        count = max(min(size.nodes // least, cores), 1)
     if memory_bytes is not None:
         count = max(count, memory_parts(kind, weights, memory_bytes))
     return count if size is None else min(count, size.blocks)
@@ -68,7 +73,8 @@ def count_parts(
     size = size_of(folder, graph, dialect) if cut or kind.seconds_per_node is not None else None
     if asked is not None:
         _check(asked, graph, size)
-    parts = auto_parts(kind, weights, size, cores, memory_bytes) if auto else asked or 1
+    least = MIN_HOISTED if graph.hoisted_from else MIN_NODES
+    parts = auto_parts(kind, weights, size, cores, memory_bytes, least) if auto else asked or 1
     return parts, None if size is None else size.nodes // parts
 
 

@@ -1,7 +1,8 @@
 """Products of one tensor with several weights → one product and a Split, exact up to the order of sums.
 
 A prologue makes K and V of every cross-attention of the same prompt: SDXL's 140 products were 140 tactics to be timed
-at a build, and as many launches. Works on models whose weights lie beside the file. Does not know what is multiplied.
+at a build, and as many launches. They become one for each block that engine/cut.py leaves whole (11 there), so that a
+cut falls between them. Works on models whose weights lie beside the file. Does not know what is multiplied.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from engine.cut import block_of
 from engine.shapes import size_bytes
 from export.weights import raw_bytes
 
 MOST_BYTES = 1 << 30
-"""Of one product's weights: protobuf takes no tensor of 2 GB, and parts of a graph are cut between products."""
+"""Of one product's weights: protobuf takes no tensor of 2 GB."""
 
 
 def merge_siblings(model: onnx.ModelProto, folder: Path) -> int:
@@ -43,12 +45,14 @@ def merge_siblings(model: onnx.ModelProto, folder: Path) -> int:
 
 
 def _groups(nodes: Sequence[NodeProto], weights: dict[str, TensorProto]) -> list[list[NodeProto]]:
-    """MatMuls that share their first factor and its type, at least two each, of at most MOST_BYTES of weights."""
-    found: dict[tuple[str, int, int], list[NodeProto]] = defaultdict(list)
+    """MatMuls that share their first factor, its type and the block that a cut leaves whole, at least two each, of at
+    most MOST_BYTES of weights.
+    """
+    found: dict[tuple[str, int, int, tuple[str, ...] | None], list[NodeProto]] = defaultdict(list)
     for node in nodes:
         weight = weights.get(node.input[1]) if node.op_type == "MatMul" else None
         if weight is not None and len(weight.dims) == 2:
-            found[node.input[0], weight.data_type, weight.dims[0]].append(node)
+            found[node.input[0], weight.data_type, weight.dims[0], block_of(node)].append(node)
     groups = []
     for siblings in found.values():
         group, total = list[NodeProto](), 0

@@ -26,7 +26,7 @@ def graph_of(rng: np.random.Generator, kind: type = np.float32) -> onnx.ModelPro
     """Three products of x, one of y, one of x with a tensor that is no weight; the first is read by a node too."""
     weights = {f"w{k}": rng.standard_normal((6, n)).astype(kind) for k, n in enumerate(WIDTHS)}
     weights["other"] = rng.standard_normal((6, 5)).astype(kind)
-    nodes = [helper.make_node("MatMul", ["x", f"w{k}"], [f"out{k}"], name=f"/a{k}/MatMul") for k in range(3)]
+    nodes = [helper.make_node("MatMul", ["x", f"w{k}"], [f"out{k}"], name=f"/unet/mid/attn/a{k}/MatMul") for k in range(3)]
     nodes += [
         helper.make_node("MatMul", ["y", "other"], ["out3"]), helper.make_node("MatMul", ["x", "free"], ["out4"]),
         helper.make_node("Neg", ["out0"], ["out5"]),
@@ -86,3 +86,13 @@ def test_weights_in_half_precision_are_moved_to_the_bit(rng: np.random.Generator
     (merged,) = (tensor for tensor in model.graph.initializer if tensor.name == "siblings_0.weight")
     assert merged.data_type == TensorProto.FLOAT16
     assert np.array_equal(numpy_helper.to_array(merged), np.concatenate([before[f"w{k}"] for k in range(3)], axis=1))
+
+
+def test_blocks_that_a_cut_may_part_keep_their_own_products(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, feeds = graph_of(rng), feeds_of(rng)
+    expected = run(model, feeds)
+    model.graph.node[2].name = "/unet/up/attn/a2/MatMul"
+    assert merge_siblings(model, tmp_path) == 1
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "Split", "MatMul", "MatMul", "MatMul", "Neg"]
+    for found, wanted in zip(run(model, feeds), expected, strict=True):
+        assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()
