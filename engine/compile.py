@@ -193,6 +193,7 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
         bfloat16_from_float16,
         float32_tensors,
         layer_norm_from_instance_norm,
+        layer_norm_in_float32,
         read_model,
         wire_types,
     )
@@ -219,6 +220,8 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
         path = source.weights.with_name(path.name)
     if identity.part != WHOLE:
         wires = {name: wires.get(name, dtype) for name, dtype in wire_types(model).items()}
+    if mode.hold_fp32 and source.graph.stage == "once" and dialect.layer_norm_is_wrong_in_fp16:
+        layer_norm_in_float32(model)
     fp32 = float32_tensors(model) if mode.hold_fp32 else frozenset[str]()
     if dialect.instance_norm_needs_plugin:
         layer_norm_from_instance_norm(model)

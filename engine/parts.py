@@ -33,9 +33,9 @@ def auto_parts(
 ) -> int:
     """The parts for a graph of so many bytes of weights.
 
-    Where builds take their time by the node, parts of at least so many nodes, no more than cores: they build side by
-    side. Everywhere at least so many that one fits into memory_bytes of host memory. size: None where it was not looked at,
-    because neither asks for a cut.
+    Where builds take their time by the node, parts of `least` nodes or more, no more than cores: they build side by
+    side. Everywhere at least so many that one fits into memory_bytes of host memory. size: None where it was not
+    looked at, because neither asks for a cut.
     """
     count = 1
     if kind.seconds_per_node is not None and size is not None:

@@ -19,6 +19,7 @@ from engine.binding import Array
 from engine.shapes import size_bytes
 
 _UNIT, _ZERO = "zturbo_unit", "zturbo_zero"
+_WIDE = "_zturbo_fp32"
 _SMALL = 4096
 """Elements: shapes, and the scale and bias of a norm, are fewer; what is larger is a weight that nothing here reads."""
 
@@ -66,6 +67,36 @@ def layer_norm_from_instance_norm(model: onnx.ModelProto) -> int:
         own = node.op_type == "InstanceNormalization" and node.input[0] in grouped
         if own and all(name in arrays for name in node.input[1:]):
             nodes += _layer_norm(node, arrays, graph)
+            count += 1
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return count
+
+
+def layer_norm_in_float32(model: onnx.ModelProto) -> int:
+    """Have every LayerNormalization of fp16 compute in fp32, in place; returns how many.
+
+    Its input, scale and bias are cast, and its result is cast back.
+    """
+    graph, nodes, cast, count = model.graph, list[NodeProto](), set[str](), 0
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    typed: Iterable[onnx.ValueInfoProto] = (*inferred.value_info, *inferred.input, *inferred.output)
+    halves = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    for node in graph.node:
+        if node.op_type == "LayerNormalization" and node.output[0] in halves:
+            wide = [f"{name}{_WIDE}" for name in (*node.input, *node.output)]
+            narrow, result = list(node.input), node.output[0]
+            nodes += [
+                helper.make_node("Cast", [name], [other], name=other, to=TensorProto.FLOAT)
+                for name, other in zip(narrow, wide, strict=False) if other not in cast
+            ]  # fmt: skip
+            cast.update(wide)
+            own = NodeProto()
+            own.CopyFrom(node)
+            own.input[:], own.output[:] = wide[: len(narrow)], wide[len(narrow) :]
+            nodes += [own, helper.make_node("Cast", [own.output[0]], [result], name=result, to=TensorProto.FLOAT16)]
             count += 1
         else:
             nodes.append(node)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from engine.binding import Graph, PlanPrecision
 from engine.bundle import Bundle, load_bundle
@@ -22,7 +22,7 @@ from engine.plan import WHOLE, Options, Part, identity_of
 from engine.profiles import parse_profile
 from engine.timing import TimingCache
 from tests.fake_tensorrt import fake
-from tests.toy_bundle import GRAPHS, IMAGES, LATENTS, MODELS, write_bundle
+from tests.toy_bundle import GRAPHS, IMAGES, LATENTS, MODELS, constant, write_bundle
 
 START, DENOISER, DECODER = GRAPHS
 DEFAULTS = Options()
@@ -70,6 +70,21 @@ def test_86_gets_group_norm_rewritten_and_fp32_islands_held(bundle):
     assert head(made)["held"] == ["angle", "wave"]
     assert head(made)["sharing"]
     assert b"InstanceNormalization" not in bytes(made.plan)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "held"), [("8.6", "once", True), ("8.6", "loop", False), ("10", "once", False)]
+)
+def test_86_computes_a_text_encoders_norms_in_fp32(bundle, kind, stage, held):
+    raw = MODELS["denoiser"]()
+    raw.graph.node[-1].output[0] = "biased"
+    raw.graph.node.append(helper.make_node("LayerNormalization", ["biased", "one", "zero"], ["sample"], axis=-1))
+    raw.graph.initializer.extend(constant(name, [k], np.float16) for k, name in enumerate(("zero", "one")))
+    made = compiled(kind, msgspec.structs.replace(DENOISER, stage=stage), bundle, raw=raw.SerializeToString())
+    (norm,) = (
+        node for node in model(made).graph.node if node.op_type == "LayerNormalization" and "one" in node.input[1]
+    )
+    assert (norm.output[0] != "sample", norm.output[0] in head(made)["held"]) == (held, held)
 
 
 def test_86_builds_fp32_graphs_without_flags(bundle):

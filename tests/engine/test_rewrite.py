@@ -12,6 +12,7 @@ from engine.rewrite import (
     bfloat16_from_float16,
     float32_tensors,
     layer_norm_from_instance_norm,
+    layer_norm_in_float32,
     read_model,
     wire_types,
 )
@@ -146,3 +147,38 @@ def test_weights_that_lie_outside_move_to_the_new_file(tmp_path, kind):
 
 def test_fp32_tensors_of_an_fp16_graph():
     assert float32_tensors(denoiser_model()) == {"angle", "wave"}
+
+
+def normed(dtype: type):
+    """Two LayerNormalizations that share their scale and bias, and a sum."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    rng = np.random.default_rng(3)
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["first"], name="/a/LayerNormalization"),
+        helper.make_node("Add", ["first", "x"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "scale", "bias"], ["y"], name="/b/LayerNormalization"),
+    ]
+    weights = [numpy_helper.from_array(rng.normal(size=48).astype(dtype), name) for name in ("scale", "bias")]
+    wires = [[helper.make_tensor_value_info(name, kind, ["n", 5, 48])] for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "norms", *wires, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_norms_in_fp32_differ_by_rounding_alone():
+    made = normed(np.float16)
+    feeds = {"x": np.random.default_rng(4).normal(size=(2, 5, 48)).astype(np.float16)}
+    (expected,) = run(normed(np.float32), {"x": feeds["x"].astype(np.float32)})
+    assert layer_norm_in_float32(made) == 2
+    onnx.checker.check_model(made, full_check=True)
+    (found,) = run(made, feeds)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=4e-3)
+    norms = [node for node in made.graph.node if node.op_type == "LayerNormalization"]
+    assert [node.output[0] for node in norms] == sorted(float32_tensors(made) & {n.output[0] for n in norms})
+    assert [node.name for node in norms] == ["/a/LayerNormalization", "/b/LayerNormalization"]
+
+
+def test_norms_of_fp32_stay_as_they_are():
+    made = normed(np.float32)
+    assert layer_norm_in_float32(made) == 0
+    assert made == normed(np.float32)

@@ -26,7 +26,9 @@ def graph_of(rng: np.random.Generator, kind: type = np.float32) -> onnx.ModelPro
     """Three products of x, one of y, one of x with a tensor that is no weight; the first is read by a node too."""
     weights = {f"w{k}": rng.standard_normal((6, n)).astype(kind) for k, n in enumerate(WIDTHS)}
     weights["other"] = rng.standard_normal((6, 5)).astype(kind)
-    nodes = [helper.make_node("MatMul", ["x", f"w{k}"], [f"out{k}"], name=f"/unet/mid/attn/a{k}/MatMul") for k in range(3)]
+    nodes = [
+        helper.make_node("MatMul", ["x", f"w{k}"], [f"out{k}"], name=f"/unet/mid/attn/a{k}/MatMul") for k in range(3)
+    ]
     nodes += [
         helper.make_node("MatMul", ["y", "other"], ["out3"]), helper.make_node("MatMul", ["x", "free"], ["out4"]),
         helper.make_node("Neg", ["out0"], ["out5"]),
