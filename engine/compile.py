@@ -189,14 +189,7 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
     Raises ImportError, ValueError, BuildFailed or OutputError.
     """
     from engine.cut import Layout
-    from engine.rewrite import (
-        bfloat16_from_float16,
-        float32_tensors,
-        layer_norm_from_instance_norm,
-        layer_norm_in_float32,
-        read_model,
-        wire_types,
-    )
+    from engine.rewrite import bfloat16_from_float16, read_model, wire_types
 
     identity, path = source.identity, source.path
     try:
@@ -220,12 +213,20 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
         path = source.weights.with_name(path.name)
     if identity.part != WHOLE:
         wires = {name: wires.get(name, dtype) for name, dtype in wire_types(model).items()}
+    fp32 = _with_own_norms(dialect, source, mode, model)
+    return _Parsable(raw=model.SerializeToString(), path=path, shapes=shapes, types=wires, wires=made, fp32=fp32)
+
+
+def _with_own_norms(dialect: Dialect, source: Source, mode: Mode, model: Any) -> frozenset[str]:
+    """Rewrite a model's norms, in place, where this flavour needs it; the tensors to hold in fp32."""
+    from engine.rewrite import float32_tensors, layer_norm_from_instance_norm, layer_norm_in_float32
+
     if mode.hold_fp32 and source.graph.stage == "once" and dialect.layer_norm_is_wrong_in_fp16:
         layer_norm_in_float32(model)
     fp32 = float32_tensors(model) if mode.hold_fp32 else frozenset[str]()
     if dialect.instance_norm_needs_plugin:
         layer_norm_from_instance_norm(model)
-    return _Parsable(raw=model.SerializeToString(), path=path, shapes=shapes, types=wires, wires=made, fp32=fp32)
+    return fp32
 
 
 def _network(dialect: Dialect, builder: Any, logger: Any, parsable: _Parsable) -> Any:

@@ -6,7 +6,7 @@ Works on ONNX models in memory, whose weights may stay in external data.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -61,18 +61,12 @@ def layer_norm_from_instance_norm(model: onnx.ModelProto) -> int:
     graph = model.graph
     arrays = _constants(graph)
     grouped = _reshaped_to_3d(graph, arrays)
-    nodes: list[NodeProto] = []
-    count = 0
-    for node in graph.node:
-        own = node.op_type == "InstanceNormalization" and node.input[0] in grouped
-        if own and all(name in arrays for name in node.input[1:]):
-            nodes += _layer_norm(node, arrays, graph)
-            count += 1
-        else:
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return count
+
+    def own(node: NodeProto) -> list[NodeProto] | None:
+        found = node.op_type == "InstanceNormalization" and node.input[0] in grouped
+        return _layer_norm(node, arrays, graph) if found and all(name in arrays for name in node.input[1:]) else None
+
+    return _replace(graph, own)
 
 
 def layer_norm_in_float32(model: onnx.ModelProto) -> int:
@@ -80,29 +74,33 @@ def layer_norm_in_float32(model: onnx.ModelProto) -> int:
 
     Its input, scale and bias are cast, and its result is cast back.
     """
-    graph, nodes, cast, count = model.graph, list[NodeProto](), set[str](), 0
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    typed: Iterable[onnx.ValueInfoProto] = (*inferred.value_info, *inferred.input, *inferred.output)
+    typed: Iterable[onnx.ValueInfoProto] = (*inferred.value_info, *inferred.output)
     halves = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    for node in graph.node:
-        if node.op_type == "LayerNormalization" and node.output[0] in halves:
-            wide = [f"{name}{_WIDE}" for name in (*node.input, *node.output)]
-            narrow, result = list(node.input), node.output[0]
-            nodes += [
-                helper.make_node("Cast", [name], [other], name=other, to=TensorProto.FLOAT)
-                for name, other in zip(narrow, wide, strict=False) if other not in cast
-            ]  # fmt: skip
-            cast.update(wide)
-            own = NodeProto()
-            own.CopyFrom(node)
-            own.input[:], own.output[:] = wide[: len(narrow)], wide[len(narrow) :]
-            nodes += [own, helper.make_node("Cast", [own.output[0]], [result], name=result, to=TensorProto.FLOAT16)]
-            count += 1
-        else:
-            nodes.append(node)
+    cast: set[str] = set()
+
+    def wide(node: NodeProto) -> list[NodeProto] | None:
+        if node.op_type != "LayerNormalization" or node.output[0] not in halves:
+            return None
+        made = NodeProto()
+        made.CopyFrom(node)
+        made.input[:], made.output[:] = ([f"{name}{_WIDE}" for name in names] for names in (node.input, node.output))
+        pairs = [pair for pair in zip(node.input, made.input, strict=True) if pair[1] not in cast]
+        cast.update(made.input)
+        before = [helper.make_node("Cast", [name], [new], name=new, to=TensorProto.FLOAT) for name, new in pairs]
+        after = helper.make_node("Cast", made.output, node.output, name=node.output[0], to=TensorProto.FLOAT16)
+        return [*before, made, after]
+
+    return _replace(model.graph, wide)
+
+
+def _replace(graph: onnx.GraphProto, own: Callable[[NodeProto], list[NodeProto] | None]) -> int:
+    """Put what `own` makes of a node in its place, in order; None leaves it. Returns how many were replaced."""
+    found = [(node, own(node)) for node in graph.node]
+    nodes = [one for node, made in found for one in ([node] if made is None else made)]
     del graph.node[:]
     graph.node.extend(nodes)
-    return count
+    return sum(made is not None for _, made in found)
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
