@@ -89,7 +89,8 @@ def plan_from_onnx(dialect: Dialect, source: Source, options: Options, timing: T
             remedy="Choose another precision; bf16 needs compute capability 8.0.",
         )  # fmt: skip
     refusals: list[str] = []
-    for mode in dialect.modes(source.precision):
+    inside = source.graph.stage == "loop"
+    for mode in [mode for mode in dialect.modes(source.precision) if not (mode.widened and inside)]:
         log = Log()
         try:
             return _compiled(dialect, source, mode, options, timing, log)
@@ -218,15 +219,17 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
 
 
 def _with_own_norms(dialect: Dialect, source: Source, mode: Mode, model: Any) -> frozenset[str]:
-    """Rewrite a model's norms, in place, where this flavour needs it; the tensors to hold in fp32."""
+    """Rewrite a model's norms, or all of it, in place, where flavour and mode need it; the tensors to hold in fp32."""
     from engine.rewrite import float32_tensors, layer_norm_from_instance_norm, layer_norm_in_float32
+    from engine.widen import float32_from_float16
 
-    if mode.hold_fp32 and source.graph.stage == "once" and dialect.layer_norm_is_wrong_in_fp16:
-        layer_norm_in_float32(model)
-    fp32 = float32_tensors(model) if mode.hold_fp32 else frozenset[str]()
     if dialect.instance_norm_needs_plugin:
         layer_norm_from_instance_norm(model)
-    return fp32
+    if mode.widened:
+        float32_from_float16(model)
+    elif mode.hold_fp32 and source.graph.stage == "once" and dialect.layer_norm_is_wrong_in_fp16:
+        layer_norm_in_float32(model)
+    return float32_tensors(model) if mode.hold_fp32 else frozenset[str]()
 
 
 def _network(dialect: Dialect, builder: Any, logger: Any, parsable: _Parsable) -> Any:

@@ -53,13 +53,15 @@ FLAVOURS: dict[str, Flavour] = {
 class Mode:
     """One way to ask for a precision: builder flags, and whether layers of the graph's fp32 tensors stay in fp32.
 
-    cleared: flags that are set by default, and are not where fp32 means fp32: TF32 keeps 10 bits of 23.
+    cleared: flags that are set by default, and are not where fp32 means fp32: TF32 keeps 10 bits of 23. widened: for
+    graphs outside the loop alone, an fp16 graph computes in fp32 between its inputs and outputs.
     """
 
     name: str
     flags: tuple[str, ...] = ()
     cleared: tuple[str, ...] = ()
     hold_fp32: bool = False
+    widened: bool = False
 
 
 @dataclass(slots=True)
@@ -139,7 +141,7 @@ class Dialect:
 
         8.6 may run any layer in fp16 once its FP16 flag is set, which ruins sin(999·f) and the solver's sums, so the
         layers of an fp16 graph's fp32 islands are held. An fp32 graph is built without the flag. (8.6.0 on an H100
-        built all of emoji in the first mode.)
+        built all of emoji in the first mode; a part of SDXL's second text encoder has no implementation in either.)
         """
         strict = ("TF32",) if precision == "fp32" and hasattr(self.trt.BuilderFlag, "TF32") else ()
         if self.strongly_typed:
@@ -147,7 +149,8 @@ class Dialect:
         if precision == "fp32":
             return (Mode("fp32", cleared=strict),)
         held = Mode("fp16, fp32 islands held", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), hold_fp32=True)
-        return held, Mode("fp16, fp32 islands preferred", ("FP16", "PREFER_PRECISION_CONSTRAINTS"), hold_fp32=True)
+        preferred = Mode("fp16, fp32 islands preferred", ("FP16", "PREFER_PRECISION_CONSTRAINTS"), hold_fp32=True)
+        return held, preferred, Mode("fp16 computed in fp32", held.flags, hold_fp32=True, widened=True)
 
     # Building.
 

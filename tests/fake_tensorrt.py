@@ -99,14 +99,18 @@ class Builder:
         if module.refused and module.refused <= set(config.flags or ["no flags"]):
             self.logger.log(ILogger.Severity.ERROR, f"refused with {config.flags}")
             return None
+        held = [layer.output.name for layer in network.layers if layer.precision == DataType.FLOAT and made]
+        assert network.model is not None
+        lacking = {node.op_type for node in network.model.graph.node if node.output[0] not in held} & module.no_kernel
+        if lacking:
+            self.logger.log(ILogger.Severity.ERROR, f"Could not find any implementation for {lacking}")
+            return None
         if config.timings is not None and "poison" in config.timings.timed:
             self.logger.log(ILogger.Severity.ERROR, "Myelin error from unknown graph")
             return None
-        assert network.model is not None
         if config.timings is not None:
             config.timings.timed |= {node.output[0] for node in network.model.graph.node}
         self._tell(network.model, config)
-        held = [layer.output.name for layer in network.layers if layer.precision == DataType.FLOAT and made]
         head = {
             "version": module.__version__, "flags": config.flags, "profiles": config.profiles, "held": held,
             "sharing": config.sharing, "capabilities": [config.capabilities[i] for i in sorted(config.capabilities)],
@@ -166,7 +170,7 @@ class OnnxParser:
 def fake(kind: str) -> Any:
     """A module of one flavour; it builds nothing with the builder flags in its `refused` ({"no flags"}: with none)."""
     module: Any = ModuleType("tensorrt_rtx" if kind == "rtx" else "tensorrt")
-    module.__version__, module.refused = VERSIONS[kind], set()
+    module.__version__, module.refused, module.no_kernel = VERSIONS[kind], set(), set()
     module.ILogger, module.DataType, module.LayerType, module.TensorIOMode = ILogger, DataType, LayerType, TensorIOMode
     flags = {"8.6": ["EXPLICIT_BATCH"], "10": ["EXPLICIT_BATCH", "STRONGLY_TYPED"]}.get(kind, ["STRONGLY_TYPED"])
     module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags, start=0)

@@ -103,6 +103,18 @@ def test_a_mode_that_is_refused_is_followed_by_the_next(bundle):
     assert made.mode.name == "fp16, fp32 islands preferred"
 
 
+def test_what_has_no_fp16_kernel_computes_in_fp32_outside_the_loop(bundle, monkeypatch):
+    module = fake("8.6")
+    monkeypatch.setattr(module, "no_kernel", {"Add"})
+    monkeypatch.setattr("tests.engine.test_compile.fake", lambda _: module)
+    made = compiled("8.6", msgspec.structs.replace(DENOISER, stage="once"), bundle)
+    assert made.mode.name == "fp16 computed in fp32"
+    assert {"weighted", "sample_wide"} <= set(head(made)["held"])
+    assert head(made)["types"] == {"latents": "FLOAT", "sample": "HALF"}
+    with pytest.raises(BuildFailed, match="Could not find any implementation"):
+        compiled("8.6", DENOISER, bundle)
+
+
 @pytest.mark.parametrize("kind", ["10", "11", "rtx"])
 def test_strongly_typed_flavours_get_the_graph_as_it_is(bundle, kind):
     made = compiled(kind, DENOISER, bundle)
