@@ -92,7 +92,7 @@ class Layout:
 
     def _find_steps(self) -> tuple[list[NodeProto], list[frozenset[str]]]:
         """The steps and their needs; the roots of every other tensor on the way."""
-        live = _live(self._model.graph)
+        needed = live(self._model.graph)
         fed, made = set(self._axes), set(self._axes)
         steps, needs = [], []
         for k, node in enumerate(self._model.graph.node):
@@ -103,7 +103,7 @@ class Layout:
                 fed.update(node.output)
             if follows and any(self._is_float(name) for name in node.output if name):
                 made.update(node.output)
-                if k in live:
+                if k in needed:
                     steps.append(node)
                     needs.append(roots)
             else:
@@ -239,15 +239,15 @@ class Layout:
         return helper.make_tensor_value_info(name, self._types[name][0], axes)
 
 
-def _live(graph: onnx.GraphProto) -> set[int]:
+def live(graph: onnx.GraphProto) -> set[int]:
     """The places of the nodes that an output depends on."""
-    needed, live = {value.name for value in graph.output}, set()
+    needed, places = {value.name for value in graph.output}, set[int]()
     for place in range(len(graph.node) - 1, -1, -1):
         node = graph.node[place]
         if not needed.isdisjoint(node.output):
-            live.add(place)
+            places.add(place)
             needed.update(node.input)
-    return live
+    return places
 
 
 def block_of(node: NodeProto) -> tuple[str, ...] | None:

@@ -17,6 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from engine.cut import block_of
 from engine.shapes import size_bytes
+from export.reshapes import drop_unread
 from export.weights import raw_bytes
 
 MOST_BYTES = 1 << 30
@@ -40,7 +41,7 @@ def merge_siblings(model: onnx.ModelProto, folder: Path) -> int:
     kept = [one for node in graph.node for one in replaced.get(node.output[0], [node])]
     del graph.node[:]
     graph.node.extend(kept)
-    _drop_unused(graph)
+    drop_unread(graph)
     return sum(map(len, groups)) - len(groups)
 
 
@@ -86,11 +87,3 @@ def _merged(
 
 def _type(tensor: TensorProto) -> np.dtype[np.generic]:
     return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Leave out the weights that no node reads any more."""
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
