@@ -40,7 +40,7 @@ def work_from_bundle(folder: Path, *, size_px: int | None, steps: int, seed: int
     """The benchmark's pictures for one bundle: its default scheduler and guidance, at size_px (None: its default size).
 
     Picture i is of the noise of (seed, i). Raises BundleError, and OptionInvalid where the source that the bundle was
-    exported from is not there.
+    exported from is not there, or of a size that it does not take.
     """
     bundle = load_bundle(folder)
     source = (folder / bundle.source.path).resolve()
@@ -48,6 +48,13 @@ def work_from_bundle(folder: Path, *, size_px: int | None, steps: int, seed: int
         raise OptionInvalid(
             f"bundle '{bundle.name}', source", actual=f"no folder {source}", allowed="the folder it was exported from",
             remedy="Diffusers needs the same weights: export the bundle again, from where they are.",
+        )  # fmt: skip
+    limits = bundle.limits
+    if size_px is not None and not (0 < size_px <= limits.max_px and size_px % limits.multiple_px == 0):
+        raise OptionInvalid(
+            f"bundle '{bundle.name}', size", actual=str(size_px),
+            allowed=f"up to {limits.max_px} in multiples of {limits.multiple_px}",
+            remedy="Leave it out for the bundle's own size.",
         )  # fmt: skip
     width, height = (bundle.defaults.width, bundle.defaults.height) if size_px is None else (size_px, size_px)
     shape = (bundle.latents.channels, height // bundle.latents.factor, width // bundle.latents.factor)

@@ -150,6 +150,7 @@ def write_tokenizer(model: Model, folder: Path) -> Tokenizer:
     first, *others = (model.source / name for name in model.tokenizers)
     if model.multiple is not None:
         path = folder / FILES["tokenizer"]
+        check_vocabulary(first, model.vocabulary, templated=True)
         return export_templated(first, path, multiple=model.multiple, max_tokens=model.max_tokens)
     ids = export_tokenizer(first, folder / FILES["tokenizer"], model.max_tokens)
     for other in others:

@@ -26,7 +26,7 @@ from export.reshape import reshape
 def make_lean(module: nn.Module) -> None:
     """Swap what has a cheaper form, in place, at every depth; a second call changes nothing."""
     for parent in list(module.modules()):
-        if isinstance(parent, Attention) and is_plain(parent) and not isinstance(parent.processor, LeanAttention):
+        if isinstance(parent, Attention) and is_plain(parent) and not getattr(parent.processor, "stays", False):
             parent.to_q = scaled(parent.to_q, parent.scale)
             parent.set_processor(LeanAttention())
         elif isinstance(parent, Transformer2DModel) and isinstance(getattr(parent, "proj_in", None), nn.Conv2d):
@@ -65,6 +65,9 @@ class LeanAttention:
 
     Traced as diffusers writes it, one attention is about 60 nodes, 45 of which compute shapes.
     """
+
+    stays = True
+    """Whether make_lean leaves an attention with this processor as it is."""
 
     def __call__(
         self,

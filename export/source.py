@@ -46,9 +46,10 @@ def read_index(folder: Path) -> dict[str, Any]:
             str(folder), actual="no such folder", allowed="a folder in diffusers layout",
             remedy="Check the path; `models/emoji` ships with the repository.",
         )  # fmt: skip
-    if not (folder / INDEX).exists():
-        raise _no_pipeline(folder)
-    index = read_json(folder / INDEX)
+    try:
+        index = read_json(folder / INDEX)
+    except SourceError as error:
+        raise _no_pipeline(folder) if isinstance(error.__cause__, FileNotFoundError) else error from error.__cause__
     for name, part in index.items():
         _check_part(folder / INDEX, name, part)
     return index

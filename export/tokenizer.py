@@ -106,9 +106,13 @@ def _check_ids(text: str, found: list[int], expected: list[int]) -> None:
         )  # fmt: skip
 
 
-def check_vocabulary(folder: Path, vocabulary: int) -> None:
-    """Every id of a tokenizer has an embedding. vocabulary: how many there are. Raises SourceError."""
-    if (largest := max(_read(folder).get_vocab().values())) >= vocabulary:
+def check_vocabulary(folder: Path, vocabulary: int, *, templated: bool = False) -> None:
+    """Every id of a tokenizer has an embedding. vocabulary: how many there are. Raises SourceError.
+
+    templated: of a chat model.
+    """
+    source = _read(folder, Qwen2Tokenizer) if templated else _read(folder)
+    if (largest := max(source.get_vocab().values())) >= vocabulary:
         raise _unusable(
             folder, f"ids up to {largest}", f"ids below {vocabulary}, which the text encoder has embeddings for"
         )

@@ -221,18 +221,30 @@ def translated(kind: Any, place: Path) -> Iterator[None]:
 @contextmanager
 def running(source: Path, graph: str) -> Iterator[None]:
     """What a module raises when it runs within the block becomes a SourceError: its configs ask for something that no
-    family gives it. Memory that is not there is none of it.
+    family gives it, or for more memory than there is. A GPU's memory that is not there is none of it.
     """
     try:
         yield
     except (ZturboError, torch.OutOfMemoryError):
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise SourceError(
-            f"{source}, graph '{graph}'", actual=f"a module that does not run ({_in_short(error)})",
-            allowed="modules that run on what their family gives them",
-            remedy="Report it if diffusers paints with this model; its configs may be another one's.",
-        ) from error  # fmt: skip
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):  # torch has no class of its own for the host's memory
+            raise SourceError(
+                f"{source}, graph '{graph}'", actual=f"more than this machine's memory ({_in_short(error)})",
+                allowed="a model that fits, with what it computes",
+                remedy="Export it with --unchecked, which runs none of it.",
+            ) from error  # fmt: skip
+        raise _does_not_run(source, graph, error) from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _does_not_run(source, graph, error) from error
+
+
+def _does_not_run(source: Path, graph: str, error: BaseException) -> SourceError:
+    return SourceError(
+        f"{source}, graph '{graph}'", actual=f"a module that does not run ({_in_short(error)})",
+        allowed="modules that run on what their family gives them",
+        remedy="Report it if diffusers paints with this model; its configs may be another one's.",
+    )  # fmt: skip
 
 
 def _in_short(error: BaseException) -> str:

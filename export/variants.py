@@ -15,6 +15,7 @@ from export.largest import Ranges, check_range
 from export.loop import Loop, Run, loop_errors
 from export.prologue import NAME, by_stage, split_graph
 from export.reshapes import fix_file
+from export.untrusted import running
 
 Case = tuple[reference.Arrays, reference.Arrays]
 Cases = dict[str, dict[str, Case]]
@@ -93,7 +94,8 @@ def unchecked_variant(
         (spec,) = model.specs(precision, (name,))
         if not spec.hollow:
             spec.module.to(device)
-        graphs += write_chain(model, spec, precision, folder, graphs)
+        with running(model.source, spec.name):
+            graphs += write_chain(model, spec, precision, folder, graphs)
         del spec
     return Variant(by_stage(graphs), Errors({}, {}))
 

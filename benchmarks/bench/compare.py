@@ -10,7 +10,9 @@ from rich.console import Console
 from benchmarks.bench import rows
 from benchmarks.bench.tables import print_table
 
-SAME = ("work", "machine", "versions")
+SAME = ("work", "machine", "versions", "plan")
+OWN = ("precision", "settings")
+"""Of a contender that both have."""
 LIKE = 0.03
 """Medians that differ by less than this, or whose spreads overlap, are called alike."""
 
@@ -62,7 +64,15 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
             values = [one[name].get(key, "nothing") for one in (first, second)]
             if values[0] != values[1]:
                 found.append(f"{name}, {key}: {values[0]} in A, {values[1]} in B")
-    names = [set(rows.running(one)) for one in (first, second)]
+    if first["device"] != second["device"]:
+        found.append(f"device: {first['device']} in A, {second['device']} in B")
+    runs = [rows.running(one) for one in (first, second)]
+    for name in runs[0].keys() & runs[1].keys():
+        for key in OWN:
+            values = [one[name].get(key) for one in runs]
+            if values[0] != values[1]:
+                found.append(f"{name}, {key}: {values[0]} in A, {values[1]} in B")
+    names = [set(one) for one in runs]
     if names[0] != names[1]:
         found.append(f"in one of them alone: {', '.join(sorted(names[0] ^ names[1]))}")
     return found

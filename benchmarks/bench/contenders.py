@@ -14,6 +14,8 @@ from engine.errors import OptionInvalid
 
 DIFFUSERS = "benchmarks.bench.by_diffusers:DiffusersContender"
 BACKEND = "benchmarks.bench.by_backend:BackendContender"
+HIDDEN: dict[str, str | None] = {"CUDA_VISIBLE_DEVICES": ""}
+"""For a process that is to find no GPU."""
 Kind = str
 """What a variant differs by from the contender it is one of: `precision` or `attention`."""
 
@@ -77,10 +79,11 @@ def on_cpu(threads: int, *, autotune: bool) -> list[Spec]:
         *_pytorch("fp32", None, threads=threads),
         *_onnxruntime({"device": "cpu", "precision": "fp32", "attention": "plain"}, "fp16"),
     ]
-    return found + [
+    found += [
         Spec(name=flavour, factory=BACKEND, settings={"backend": flavour, "precision": "fp16", "capture": True})
         for flavour in ("tensorrt", "tensorrt_rtx")
     ]
+    return [replace(spec, environment={**spec.environment, **HIDDEN}) for spec in found]
 
 
 def _autotuned(eager: Mapping[str, Any], *, autotune: bool) -> list[Spec]:

@@ -33,6 +33,8 @@ class _Memory(ctypes.Structure):
 def first_gpu() -> Gpu | None:
     """The GPU that a child takes first; None where there is none, or nobody can tell."""
     index = _index()
+    if index is None:
+        return None
     for make in (_by_nvml, _by_nvidia_smi):
         try:
             return make(index)
@@ -41,9 +43,13 @@ def first_gpu() -> Gpu | None:
     return None
 
 
-def _index() -> int:
-    """The GPU by the driver's numbers: the first that CUDA_VISIBLE_DEVICES names, where that is a number."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+def _index() -> int | None:
+    """The GPU by the driver's numbers: the first that CUDA_VISIBLE_DEVICES names, where that is a number; None where
+    it hides all.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    if first in ("", "-1"):
+        return None
     return int(first) if first.isdecimal() else 0
 
 

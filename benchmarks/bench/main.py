@@ -83,23 +83,25 @@ def _console() -> Console:
 
 @contextlib.contextmanager
 def _workplace(out: Path) -> Iterator[Path]:
-    """The folder of the processes' logs, fresh; what else they wrote there is gone afterwards. Raises OutputError."""
+    """The folder of the processes' logs. What else they write there is gone when the block ends without an error; what
+    lay there before stays, but for logs. Raises OutputError.
+    """
     logs = out / "logs"
     try:
-        shutil.rmtree(logs, ignore_errors=True)
-        logs.mkdir(parents=True)
+        logs.mkdir(parents=True, exist_ok=True)
+        for path in logs.glob("*.log"):
+            path.unlink()
+        before = set(logs.iterdir())
     except OSError as error:
         raise OutputError(
             "bench, --out", actual=str(error), allowed="a folder that can be written", remedy="Name another."
         ) from error
-    try:
-        yield logs.resolve()
-    finally:
-        for path in logs.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix != ".log":
-                path.unlink(missing_ok=True)
+    yield logs.resolve()
+    for path in set(logs.iterdir()) - before:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix != ".log":
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -144,8 +144,8 @@ def read_result(path: Path) -> Result:
         problem = None if found.get("benchmark") == BENCHMARK else "of another benchmark"
     except (OSError, ValueError, AttributeError) as error:
         problem = f"unreadable ({error})"
-    if problem is None and found["version"] != VERSION:
-        problem = f"of version {found['version']}"
+    if problem is None and found.get("version") != VERSION:
+        problem = f"of version {found.get('version')}"
     if problem is not None:
         raise OptionInvalid(
             f"bench, {path}", actual=f"a file {problem}", allowed=f"a result of `zturbo bench`, version {VERSION}",

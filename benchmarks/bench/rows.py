@@ -193,7 +193,7 @@ def without_empty(table: Table) -> Table:
 
 
 TURNS = (
-    "Contenders take turns, a picture each, all alive at once; who begins moves on by one each round. Stages end where "
+    "Contenders take turns, a picture each, {alive}; who begins moves on by one each round. Stages end where "
     "the device is done. Batches, parts and starts are measured one contender after another."
 )
 RATIO = (
@@ -204,7 +204,9 @@ RATIO = (
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What a reader of the figures should know, a sentence each."""
-    found = [TURNS, RATIO]
+    groups = result.get("groups") or [[]]
+    apart = f"in groups that fit into memory ({'; '.join(map(', '.join, groups))}), whose ratios are of different times"
+    found = [TURNS.format(alive="all alive at once" if len(groups) == 1 else apart), RATIO]
     reasons = [
         f"{name}, {count} at a time: {of['reason']}."
         for name, one in running(result).items()

@@ -21,14 +21,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench.ceilings import merge
-from benchmarks.bench.contenders import Spec
+from benchmarks.bench.contenders import HIDDEN, Spec
 from benchmarks.bench.counts import as_told, counts
 from benchmarks.bench.gpu_memory import Gpu
 from benchmarks.bench.judged import judge_of, judged
 from benchmarks.bench.plan import Plan
 from benchmarks.bench.process import ROOT, Child, ContenderFailed
 from benchmarks.bench.quality import likeness
-from benchmarks.bench.result import BENCHMARK, VERSION, Result, add_limits, add_turns, comparisons, contender_of
+from benchmarks.bench.result import BENCHMARK, VERSION, Counts, Result, add_limits, add_turns, comparisons, contender_of
 from benchmarks.bench.solo import Alone, slug
 from benchmarks.bench.threads import Trial, best_threads
 from benchmarks.bench.turns import Turns, groups, take_turns
@@ -60,6 +60,7 @@ class Run:
         self.ceilings: Result = {"matmul": {}, "copy": {}}
         self.trials: list[Trial] = []
         self.other_cores: list[float] = []
+        self.groups: list[list[str]] = []
         self.commit = commit(ROOT)
 
     def measure(self) -> Result:
@@ -77,13 +78,15 @@ class Run:
         }
         add_turns(contenders, turns, self.plan.steps, "diffusers")
         bundle = load_bundle(self.plan.bundle)
-        counted = counts(self.plan.bundle, bundle, dims_of(bundle, self.plan.size))
+        counted: Counts = {}
+        with contextlib.suppress(ValueError):  # shapes that depend on data: no limit is told
+            counted = counts(self.plan.bundle, bundle, dims_of(bundle, self.plan.size))
         add_limits(contenders, counted, self.ceilings, self.plan.steps[0])
         reference, pictures = self._likeness(contenders, alone)
         self._judge(contenders)
         return {
             **self._facts(), "ceilings": self.ceilings, "counts": as_told(counted), "export": exported,
-            "contenders": contenders, "comparisons": comparisons(contenders, self.plan.steps[0]),
+            "contenders": contenders, "groups": self.groups, "comparisons": comparisons(contenders, self.plan.steps[0]),
             "reference": reference, "pictures": pictures, "seconds": time.perf_counter() - begun,
         }  # fmt: skip
 
@@ -127,7 +130,11 @@ class Run:
         """Of a CPU's contenders of torch: what is fastest for diffusers is taken by all of them."""
         asked = next((spec for spec in self.specs if spec.name == "diffusers"), None)
         torch = [spec.name for spec in self.specs if spec.uses_torch]
-        if self.gpu is not None or asked is None:
+        if self.gpu is not None:
+            return
+        if asked is None:  # nobody to try with
+            best = Trial(usable_cores(), self.plan.policies[0], None)
+            self.specs = [best.taken_by(spec) if spec.name in torch else spec for spec in self.specs]
             return
         self.say("trying threads")
         best, self.trials = best_threads(
@@ -141,7 +148,7 @@ class Run:
         self.say("the device's ceilings")
         python = next((spec.python for spec in self.specs if spec.uses_torch), sys.executable)
         spec = Spec(name="ceilings", factory=CEILINGS, settings={}, python=python,
-                    environment={"OMP_NUM_THREADS": None})  # fmt: skip
+                    environment={"OMP_NUM_THREADS": None, **({} if self.gpu else HIDDEN)})  # fmt: skip
         device = "cpu" if self.gpu is None else "gpu"
         with contextlib.suppress(ContenderFailed), Child(spec, self.folder / "ceilings.log") as child:
             limit_s = self.plan.picture_s
@@ -165,7 +172,8 @@ class Run:
     def _turns(self, specs: Sequence[Spec], alone: Mapping[str, Result]) -> tuple[dict[str, Turns], dict[str, str]]:
         """Turns of all contenders that run, in groups that fit into memory together."""
         turns, fallen = dict[str, Turns](), dict[str, str]()
-        for names in self._grouped(alone):
+        self.groups = self._grouped(alone)
+        for names in self.groups:
             group = [spec for spec in specs if spec.name in names]
             self.say("taking turns: " + ", ".join(names))
             watch = Watch()

@@ -35,6 +35,10 @@ def test_every_contender_of_a_cpu():
     ]  # fmt: skip
 
 
+def test_a_cpus_contenders_find_no_gpu():
+    assert {spec.environment["CUDA_VISIBLE_DEVICES"] for spec in on_cpu(2, autotune=True)} == {""}
+
+
 def test_captured_and_plain_differ_by_that_alone():
     specs = {spec.name: spec for spec in on_gpu("fp16", autotune=False)}
     assert specs["tensorrt"].settings == {"backend": "tensorrt", "precision": "fp16", "capture": True}

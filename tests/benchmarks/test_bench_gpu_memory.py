@@ -68,6 +68,13 @@ def test_the_driver_tells(no_tools, monkeypatch):
     assert nvml.asked == [1]
 
 
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_gpu_that_is_hidden_is_none(no_tools, monkeypatch, hidden):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert gpu_memory.first_gpu() is None
+
+
 def test_without_nvml_nvidia_smi_does(no_tools, monkeypatch):
     answers = {"name,driver_version,memory.total": "A GPU, 580.1, 2000", "memory.free": "900"}
 

@@ -141,6 +141,49 @@ def test_what_is_no_result_is_refused(tmp_path, capsys):
     with pytest.raises(OptionInvalid, match="version 99"):
         read_result(tmp_path / "a.json")
 
+    (tmp_path / "a.json").write_text('{"benchmark": "zturbo bench"}')
+    with pytest.raises(OptionInvalid, match="version None"):
+        read_result(tmp_path / "a.json")
+
+
+def test_what_a_comparison_of_unlike_runs_tells(bench, tmp_path, capsys):
+    path = bench[1] / "result.json"
+    other = json.loads(path.read_text())
+    other["device"], other["plan"]["turns"] = "cpu", 99
+    other["contenders"]["onnxruntime"]["precision"] = "bf16"
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    assert command.main(["--compare", str(path), str(tmp_path / "b.json")]) == 0
+    told = capsys.readouterr().out
+    assert "device: gpu in A, cpu in B" in told
+    assert "plan, turns: 2 in A, 99 in B" in told
+    assert "onnxruntime, precision:" in told
+
+
+@pytest.mark.parametrize("size", ["100", "-8", "8192"])
+def test_sizes_that_no_bundle_takes_are_refused_first(tiny_bundle, size, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "first_gpu", lambda: None)
+    words = [str(tiny_bundle), f"--size={size}", "--no-export", "--out", str(tmp_path / "out")]
+    assert command.main(words) == 2
+    assert f"size: got {size}" in capsys.readouterr().err
+
+
+def test_logs_of_others_stay_and_a_run_that_falls_keeps_what_it_knew(tmp_path):
+    (tmp_path / "logs").mkdir()
+    for name in ("mine.txt", "old.log"):
+        (tmp_path / "logs" / name).write_text("x")
+    with pytest.raises(KeyboardInterrupt), command._workplace(tmp_path) as folder:
+        (folder / "alone.json").write_text("{}")
+        raise KeyboardInterrupt
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {"mine.txt", "alone.json"}
+    with command._workplace(tmp_path) as folder:
+        (folder / "turns.json").write_text("{}")
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {"mine.txt", "alone.json"}
+
+
+def test_turns_in_groups_are_told_of():
+    told = rows.notes({"contenders": {}, "groups": [["a", "b"], ["c"]]})
+    assert "in groups that fit into memory (a, b; c)" in told[0]
+
 
 @pytest.mark.parametrize("words", [["--turns", "0"], ["nowhere"], ["--contenders", "nobody"]])
 def test_errors_end_with_2_and_without_files(words, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
+from engine.binding import Precision
 from engine.bundle import load_bundle
 from engine.shapes import tensor_types
 from export.graph import HalfConvolutions
@@ -40,10 +41,11 @@ def test_both_halves_attend_so() -> None:
     assert all(isinstance(module.processor, SplitAttention) for module in found)
 
 
-def test_zimages_graphs_hold_a_quarter_of_the_scores(zimage_bundle: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_zimages_graphs_hold_a_quarter_of_the_scores(zimage_bundle: Path, precision: Precision) -> None:
     """At 2048² px: 65536 places."""
     bundle = load_bundle(zimage_bundle)
-    graph = next(graph for graph in bundle.graphs("fp16") if graph.name == "decoder")
+    graph = next(graph for graph in bundle.graphs(precision) if graph.name == "decoder")
     model = onnx.load(zimage_bundle / graph.file)
     types = tensor_types(model, {"latents": (1, 16, 256, 256)})
     shapes = [types[node.output[0]][1] for node in model.graph.node if node.op_type == "Softmax"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine.bundle import load_bundle
+from engine.errors import SourceError
 from export import bundle as exporting
 from export.bundle import export_bundle
 from runtime.pipeline import Pipeline
@@ -56,3 +57,17 @@ def test_it_paints(unchecked: Path, zimage_bundle: Path) -> None:
         with Pipeline.load(folder, "onnxruntime", precision="fp16", threads=1) as pipeline:
             pictures.append(pipeline.generate(request).arrays)
     assert np.array_equal(*pictures)
+
+
+def test_a_module_that_does_not_run_is_a_source_error(
+    zimage_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trace runs it."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("expected input to have 3 channels")
+
+    monkeypatch.setattr("export.variants.onnx_from_module", broken)
+    with pytest.raises(SourceError, match="does not run"):
+        export_bundle(zimage_source, tmp_path / "out", schedulers=FLOW, cache=CACHE / "tables", checked=False)
+    assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel  # noqa: E402
 
 from export.families import open_model  # noqa: E402
 from export.source import read_index, read_json  # noqa: E402
-from export.untrusted import checked_config, open_component, weights_of  # noqa: E402
+from export.untrusted import checked_config, open_component, running, weights_of  # noqa: E402
 
 UNET = "diffusion_pytorch_model.safetensors"
 NULLS = (
@@ -210,3 +210,20 @@ def test_schedulers_that_are_none(source, values):
     change(source / "scheduler" / "scheduler_config.json", **values)
     with pytest.raises(SourceError):
         open_model(source)
+
+
+def test_a_hosts_memory_that_is_not_there_is_told_as_such(tmp_path):
+    with pytest.raises(SourceError, match="memory.*--unchecked"), running(tmp_path, "denoiser"):
+        torch.empty(10**15)
+    with pytest.raises(SourceError, match="does not run"), running(tmp_path, "denoiser"):
+        torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_a_folder_that_cannot_be_read_is_a_source_error(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError("denied")
+
+    (tmp_path / "model_index.json").write_text("{}")
+    monkeypatch.setattr("export.source._read_bounded", denied)
+    with pytest.raises(SourceError, match="unreadable"):
+        read_index(tmp_path)

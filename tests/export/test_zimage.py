@@ -15,10 +15,12 @@ from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from engine.bundle import load_bundle
 from engine.errors import SchedulerUnsupported, SourceError
+from export.bundle import export_bundle
 from export.families import open_model
 from export.qwen import QwenConditioning
 from export.source import source_sha256
 from export.zimage import ZImageDenoiser
+from tests.conftest import FLOW
 from tests.tiny_zimage import text_encoder, transformer
 
 TOLERANCE = 2e-6
@@ -228,3 +230,12 @@ def test_the_template_of_the_chat_is_part_of_the_source(zimage_source: Path, tmp
     template = source / "tokenizer" / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert source_sha256(source, components) != before
+
+
+def test_tokens_without_embeddings_are_refused(zimage_source: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(zimage_source, tmp_path / "source"))
+    shutil.rmtree(source / "text_encoder")
+    text_encoder(vocab_size=120).save_pretrained(source / "text_encoder")
+    with pytest.raises(SourceError, match=r"tokenizer: got ids up to \d+; allowed: ids below 120"):
+        export_bundle(source, tmp_path / "out", schedulers=FLOW)
+    assert not (tmp_path / "out").exists()
