@@ -213,7 +213,7 @@ def test_schedulers_that_are_none(source, values):
 
 
 def test_a_hosts_memory_that_is_not_there_is_told_as_such(tmp_path):
-    with pytest.raises(SourceError, match="memory.*--unchecked"), running(tmp_path, "denoiser"):
+    with pytest.raises(SourceError, match=r"memory.*--unchecked"), running(tmp_path, "denoiser"):
         torch.empty(10**15)
     with pytest.raises(SourceError, match="does not run"), running(tmp_path, "denoiser"):
         torch.ones(2, 3) @ torch.ones(2, 3)
