@@ -190,7 +190,7 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
     Raises ImportError, ValueError, BuildFailed or OutputError.
     """
     from engine.cut import Layout
-    from engine.rewrite import bfloat16_from_float16, read_model, wire_types
+    from engine.rewrite import bfloat16_from_float16, fix_axes, read_model, wire_types
 
     identity, path = source.identity, source.path
     try:
@@ -214,6 +214,8 @@ def _rewritten(dialect: Dialect, source: Source, mode: Mode, raw: bytes, wires: 
         path = source.weights.with_name(path.name)
     if identity.part != WHOLE:
         wires = {name: wires.get(name, dtype) for name, dtype in wire_types(model).items()}
+    if mode.fixed:
+        fix_axes(model, shapes)
     fp32 = _with_own_norms(dialect, source, mode, model)
     return _Parsable(raw=model.SerializeToString(), path=path, shapes=shapes, types=wires, wires=made, fp32=fp32)
 

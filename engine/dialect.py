@@ -54,7 +54,8 @@ class Mode:
     """One way to ask for a precision: builder flags, and whether layers of the graph's fp32 tensors stay in fp32.
 
     cleared: flags that are set by default, and are not where fp32 means fp32: TF32 keeps 10 bits of 23. widened: for
-    graphs outside the loop alone, an fp16 graph computes in fp32 between its inputs and outputs.
+    graphs outside the loop alone, an fp16 graph computes in fp32 between its inputs and outputs. fixed: axes that have
+    one size in all profiles are constants of the graph.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Mode:
     cleared: tuple[str, ...] = ()
     hold_fp32: bool = False
     widened: bool = False
+    fixed: bool = False
 
 
 @dataclass(slots=True)
@@ -142,15 +144,17 @@ class Dialect:
         8.6 may run any layer in fp16 once its FP16 flag is set, which ruins sin(999·f) and the solver's sums, so the
         layers of an fp16 graph's fp32 islands are held. An fp32 graph is built without the flag. (8.6.0 on an H100
         built all of emoji in the first mode; a part of SDXL's second text encoder has no implementation in either.)
+        Axes that have one size are fixed: 8.6 lacks kernels for some norms behind a dynamic axis (NVIDIA/TensorRT, issue
+        3490). The second mode leaves them, where that should be the worse.
         """
         strict = ("TF32",) if precision == "fp32" and hasattr(self.trt.BuilderFlag, "TF32") else ()
         if self.strongly_typed:
             return (Mode("strongly typed", cleared=strict),)
         if precision == "fp32":
             return (Mode("fp32", cleared=strict),)
-        held = Mode("fp16, fp32 islands held", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), hold_fp32=True)
+        held = Mode("fp16, fp32 islands held", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), hold_fp32=True, fixed=True)
         preferred = Mode("fp16, fp32 islands preferred", ("FP16", "PREFER_PRECISION_CONSTRAINTS"), hold_fp32=True)
-        return held, preferred, Mode("fp16 computed in fp32", held.flags, hold_fp32=True, widened=True)
+        return held, preferred, Mode("fp16 computed in fp32", held.flags, hold_fp32=True, widened=True, fixed=True)
 
     # Building.
 

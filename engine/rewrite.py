@@ -6,7 +6,7 @@ Works on ONNX models in memory, whose weights may stay in external data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, external_data_helper, helper, numpy_helper
 
 from engine.binding import Array
+from engine.plan import Shapes
 from engine.shapes import size_bytes
 
 _UNIT, _ZERO = "zturbo_unit", "zturbo_zero"
@@ -153,6 +154,21 @@ def float32_tensors(model: onnx.ModelProto) -> frozenset[str]:
     typed: Iterable[onnx.ValueInfoProto] = (*inferred.value_info, *inferred.output)
     floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     return frozenset(output for node in model.graph.node for output in node.output if output in floats)
+
+
+def fix_axes(model: onnx.ModelProto, profiles: Sequence[Shapes]) -> int:
+    """Make the axes of a graph's inputs that have one size in all profiles constants, in place; returns how many.
+
+    profiles: {input: (min, opt, max)} of each.
+    """
+    count = 0
+    for value in model.graph.input:
+        for place, dim in enumerate(value.type.tensor_type.shape.dim):
+            sizes = {sizes[place] for shapes in profiles for sizes in shapes[value.name]}
+            if len(sizes) == 1 and not dim.HasField("dim_value"):
+                dim.dim_value = sizes.pop()
+                count += 1
+    return count
 
 
 def wire_types(model: onnx.ModelProto) -> dict[str, str]:

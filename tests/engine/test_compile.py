@@ -103,6 +103,16 @@ def test_a_mode_that_is_refused_is_followed_by_the_next(bundle):
     assert made.mode.name == "fp16, fp32 islands preferred"
 
 
+def test_86_gets_axes_of_one_size_as_constants(bundle):
+    def axes(*profiles: str, kind: str = "8.6") -> list:
+        made = model(compiled(kind, DENOISER, bundle, profiles=profiles))
+        return [dim.dim_value or dim.dim_param for dim in made.graph.input[0].type.tensor_type.shape.dim]
+
+    assert axes("128@2", kind="10") == axes("dynamic:64-512@1-4") == ["samples", 4, "height/8", "width/8"]
+    assert axes("128@2") == ["samples", 4, 16, 16]
+    assert axes("128@2", "256x128@2") == ["samples", 4, 16, "width/8"]
+
+
 def test_what_has_no_fp16_kernel_computes_in_fp32_outside_the_loop(bundle, monkeypatch):
     module = fake("8.6")
     monkeypatch.setattr(module, "no_kernel", {"Add"})

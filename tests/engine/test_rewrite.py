@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from engine.rewrite import (
     bfloat16_from_float16,
+    fix_axes,
     float32_tensors,
     layer_norm_from_instance_norm,
     layer_norm_in_float32,
@@ -176,6 +177,17 @@ def test_norms_in_fp32_differ_by_rounding_alone():
     norms = [node for node in made.graph.node if node.op_type == "LayerNormalization"]
     assert [node.output[0] for node in norms] == sorted(float32_tensors(made) & {n.output[0] for n in norms})
     assert [node.name for node in norms] == ["/a/LayerNormalization", "/b/LayerNormalization"]
+
+
+def test_axes_that_have_one_size_are_fixed():
+    made = normed(np.float32)
+    shapes = {"x": ((2, 5, 48), (3, 5, 48), (4, 5, 48))}
+    assert fix_axes(made, [shapes]) == 0
+    fixed = {"x": ((2, 5, 48),) * 3}
+    assert fix_axes(made, [fixed, shapes]) == 0
+    assert fix_axes(made, [fixed, fixed]) == 1
+    onnx.checker.check_model(made, full_check=True)
+    assert [dim.dim_value for dim in made.graph.input[0].type.tensor_type.shape.dim] == [2, 5, 48]
 
 
 def test_norms_of_fp32_stay_as_they_are():
