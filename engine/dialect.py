@@ -144,7 +144,7 @@ class Dialect:
         8.6 may run any layer in fp16 once its FP16 flag is set, which ruins sin(999·f) and the solver's sums, so the
         layers of an fp16 graph's fp32 islands are held. An fp32 graph is built without the flag. (8.6.0 on an H100
         built all of emoji in the first mode; a part of SDXL's second text encoder has no implementation in either.)
-        Axes that have one size are fixed: 8.6 lacks kernels for some norms behind a dynamic axis (NVIDIA/TensorRT, issue
+        Axes that have one size are fixed: 8.6 lacks kernels for some norms behind a dynamic axis (NVIDIA/TensorRT issue
         3490). The second mode leaves them, where that should be the worse.
         """
         strict = ("TF32",) if precision == "fp32" and hasattr(self.trt.BuilderFlag, "TF32") else ()
