@@ -148,8 +148,10 @@ class Engines:
         for wire in engine.inputs:
             if wire not in wires:
                 raise self.failed(engine.name, f"nothing feeds input '{wire}'")
-            if not context.set_input_shape(wire, wires[wire].shape):
-                raise self.failed(engine.name, f"input '{wire}' of shape {wires[wire].shape} was refused")
+            shape = wires[wire].shape
+            constant = tuple(engine.engine.get_tensor_shape(wire)) == shape  # of the graph: there is nothing to set
+            if not constant and not context.set_input_shape(wire, shape):
+                raise self.failed(engine.name, f"input '{wire}' of shape {shape} was refused")
         for wire, dtype in {**engine.inputs, **engine.outputs}.items():
             shape = tuple(context.get_tensor_shape(wire))
             tensor = wires[wire] if wire in wires else self._crossed(engine, wire, shape, dtype)

@@ -35,6 +35,11 @@ def evaluator(model: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+def dims_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The sizes in a graph, -1 for those that are not constant."""
+    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim)
+
+
 class Engine:
     """What 8.6 offers; later ones take away and add."""
 
@@ -56,6 +61,9 @@ class Engine:
 
     def get_tensor_mode(self, name: str) -> Any:
         return TensorIOMode.INPUT if name in {v.name for v in self.model.graph.input} else TensorIOMode.OUTPUT
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return next(dims_of(value) for value in self.tensors if value.name == name)
 
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType[self.head["types"][name]]
@@ -107,7 +115,9 @@ class Context:
 
     def __init__(self, engine: Engine) -> None:
         ALIVE.add(self)
-        self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
+        self.engine, self.addresses = engine, dict[str, int]()
+        dims = {value.name: dims_of(value) for value in engine.model.graph.input}
+        self.shapes = {name: sizes for name, sizes in dims.items() if -1 not in sizes}
         self.scratch = 0
         self.profile: int | None = None
         self.refuses = False
