@@ -200,6 +200,7 @@ def test_fused_weights_are_diffusers(
         torch.testing.assert_close(value, wanted[key], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_outside_of_blocks_can_be_fused(
     zimage_source: Path, transformer: ZImageTransformer2DModel, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def check(folder, root, names):
             assert golden.distance(kept, golden.sheet(golden.FEATURES[name](pipeline))) <= MOST, name
 
 
+@pytest.mark.slow
 def test_two_sheets_are_as_they_were(emoji_bundle, root):
     check(emoji_bundle, root, QUICK)
 

@@ -156,6 +156,7 @@ def overflowing(tiny_source: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_export_of_a_vae_that_overflows_holds_in_fp16_what_it_needs(overflowing: Path, tmp_path: Path) -> None:
     bundle = export_bundle(overflowing, tmp_path / "out" / "tiny", precisions=("fp16",), schedulers=SCHEDULERS)
     largest = bundle.reference.largest

@@ -19,6 +19,7 @@ def test_the_page_names_every_class() -> None:
     assert [name for name in scheduler_classes() if name not in text] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torchsde") is None, reason="the page is written with torchsde installed")
 def test_the_page_is_what_the_generator_writes() -> None:
     assert PAGE.read_text(encoding="utf-8") == page()

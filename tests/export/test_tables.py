@@ -77,6 +77,7 @@ def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_workers.os, "cpu_count", lambda: 2)
 
 
+@pytest.mark.slow
 def test_a_process_leaves_its_share_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     side_by_side(monkeypatch)
     probe_side_by_side(EMOJI, NAMES, [], tmp_path)
