@@ -46,7 +46,7 @@ def requests(scheduler: str, steps: int, guidance: float, count: int) -> list[Re
 
 
 def cases() -> list[object]:
-    """4 schedulers × {1, 4, 20} steps × guided or not × 1 to 3 in a batch; 20 steps are slow but for two at a time of one."""
+    """4 schedulers × {1, 4, 20} steps × guided or not × 1 to 3 in a batch; 20 steps are slow but for pairs of one."""
     found = []
     for scheduler in SCHEDULERS:
         for steps in (1, 4, 20):
