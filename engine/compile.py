@@ -89,8 +89,9 @@ def plan_from_onnx(dialect: Dialect, source: Source, options: Options, timing: T
             remedy="Choose another precision; bf16 needs compute capability 8.0.",
         )  # fmt: skip
     refusals: list[str] = []
-    inside = source.graph.stage == "loop"
-    for mode in [mode for mode in dialect.modes(source.precision) if not (mode.widened and inside)]:
+    for mode in dialect.modes(source.precision):
+        if mode.widened and source.graph.stage == "loop":
+            continue
         log = Log()
         try:
             return _compiled(dialect, source, mode, options, timing, log)

@@ -187,12 +187,7 @@ def bfloat16_from_float16(model: onnx.ModelProto, folder: Path, keep: Collection
     with weights.open("wb") as stream:
         for tensor in _tensors(model.graph):
             _to_bfloat16(tensor, folder, stream, weights.name)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
-                attribute.i = TensorProto.BFLOAT16
-    del model.graph.value_info[:]
-    _cast_borders(model.graph, keep)
+    retype(model.graph, TensorProto.BFLOAT16, keep, "_bf16")
 
 
 def _to_bfloat16(tensor: TensorProto, folder: Path, stream: IO[bytes], name: str) -> None:
@@ -237,17 +232,30 @@ def _bfloat16(half: Array) -> bytes:
     return np.where(np.isnan(half), 0x7FC0, rounded).astype("<u2").tobytes()
 
 
-def _cast_borders(graph: onnx.GraphProto, keep: Collection[str]) -> None:
+def retype(graph: onnx.GraphProto, kind: int, keep: Collection[str], suffix: str) -> None:
+    """Have a graph's nodes compute in this type what they computed in fp16, in place; weights are left to the caller.
+
+    Inputs and outputs among keep stay fp16 and are cast at the border, the others are fp32. suffix: of names inside.
+    """
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                attribute.i = kind
+    del graph.value_info[:]
+    _cast_borders(graph, kind, keep, suffix)
+
+
+def _cast_borders(graph: onnx.GraphProto, inside: int, keep: Collection[str], suffix: str) -> None:
     first, last, inner = list[NodeProto](), list[NodeProto](), dict[str, str]()
     for values, casts in ((graph.input, first), (graph.output, last)):
         for value in values:
             if value.type.tensor_type.elem_type != TensorProto.FLOAT16:
                 continue
-            inner[value.name] = f"{value.name}_bf16"
+            inner[value.name] = f"{value.name}{suffix}"
             kind = TensorProto.FLOAT16 if value.name in keep else TensorProto.FLOAT
             value.type.tensor_type.elem_type = kind
             pair = [value.name, inner[value.name]]
-            begin, end = (pair, TensorProto.BFLOAT16) if casts is first else (pair[::-1], kind)
+            begin, end = (pair, inside) if casts is first else (pair[::-1], kind)
             casts.append(helper.make_node("Cast", begin[:1], begin[1:], name=f"{value.name}_border", to=end))
     for node in graph.node:
         for names in (node.input, node.output):

@@ -21,6 +21,7 @@ from engine.binding import Array, Binding, Dims, Graph, Precision, Stage
 from export.device import device_of, strict
 from export.hollow import hollowed, weights_back
 from export.lean import make_lean
+from export.reshapes import fix_file
 from export.weights import consolidate, read_graph, save_graph
 
 OPSET = 17
@@ -71,6 +72,7 @@ def onnx_from_module(spec: GraphSpec, inputs: Mapping[str, Array], path: Path) -
     else:
         _trace(spec, tensors(spec, inputs), path)
         consolidate(path)
+    fix_file(path)
     onnx.checker.check_model(str(path), full_check=True)
 
 

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from engine.cut import live
 from engine.rewrite import read_model
 from engine.shapes import input_axes, probe
+from export.weights import drop_unread
 
 _LOGGER = logging.getLogger("zturbo.export")
 Sizes = Sequence[tuple[int, ...]]
@@ -84,11 +85,3 @@ def _prune(graph: onnx.GraphProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     drop_unread(graph)
-
-
-def drop_unread(graph: onnx.GraphProto) -> None:
-    """Leave out the weights that no node reads."""
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    weights = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(weights)

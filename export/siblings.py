@@ -17,8 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from engine.cut import block_of
 from engine.shapes import size_bytes
-from export.reshapes import drop_unread
-from export.weights import raw_bytes
+from export.weights import drop_unread, raw_bytes
 
 MOST_BYTES = 1 << 30
 """Of one product's weights: protobuf takes no tensor of 2 GB."""

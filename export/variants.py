@@ -14,7 +14,6 @@ from export.graph import GraphSpec, example_dims, onnx_from_module, run_module
 from export.largest import Ranges, check_range
 from export.loop import Loop, Run, loop_errors
 from export.prologue import NAME, by_stage, split_graph
-from export.reshapes import fix_file
 from export.untrusted import running
 
 Case = tuple[reference.Arrays, reference.Arrays]
@@ -114,7 +113,6 @@ def write_graph(model: Model, spec: GraphSpec, file: str, folder: Path) -> Graph
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx_from_module(spec, reference.seeded_inputs(spec.inputs, dims, 0, model), path)
-    fix_file(path)
     return spec.graph(file)
 
 

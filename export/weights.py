@@ -99,3 +99,11 @@ def _set_inline(tensor: TensorProto, folder: Path, read: Reader | None = None) -
         tensor.raw_data = external_bytes(tensor, folder)
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Leave out the weights that no node reads."""
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    weights = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)

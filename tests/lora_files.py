@@ -5,7 +5,8 @@ Names are written out here once more, apart from export/ and runtime/, so that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,14 @@ def _text_path(pair: Pair) -> str:
     """Programs write the text encoder's path with the level that transformers had."""
     flat = pair.component != "unet" and not pair.path.startswith("text_model.")
     return f"text_model.{pair.path}" if flat else pair.path
+
+
+def load(pipeline: Any, loras: Sequence[tuple[Path, float]]) -> None:
+    """Have diffusers' own loader add files with weights to its pipeline, as lora0, lora1 …"""
+    names = [f"lora{k}" for k in range(len(loras))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of a second adapter
+        for name, (path, _) in zip(names, loras, strict=True):
+            pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+    if names:
+        pipeline.set_adapters(names, [weight for _, weight in loras])

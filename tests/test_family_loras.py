@@ -6,7 +6,6 @@ precisions, batches and backends make of one in test_loras.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from runtime.pipeline import Pipeline
 from runtime.request import Request
 from tests.conftest import CACHE, exported
 from tests.family_pipelines import Theirs, family_source
-from tests.lora_files import DIALECTS, Pair, random_pairs, text_layers, unet_layers, write
+from tests.lora_files import DIALECTS, Pair, load, random_pairs, text_layers, unet_layers, write
 from tests.tiny_families import FAMILIES
 
 TOLERANCE = 1e-4
@@ -81,12 +80,7 @@ def loaded(family: str, loras: Loras) -> Theirs:
     for name in ("text_encoder", "text_encoder_2"):
         if (text := getattr(theirs.pipeline, name, None)) is not None:
             text.__dict__.pop("text_model", None)  # its loader looks for the level that there is not
-    names = [f"lora{k}" for k in range(len(loras))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of a second adapter
-        for name, (path, _) in zip(names, loras, strict=True):
-            theirs.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
-    theirs.pipeline.set_adapters(names, [weight for _, weight in loras])
+    load(theirs.pipeline, loras)
     return theirs
 
 

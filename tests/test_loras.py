@@ -7,7 +7,6 @@ that it can, kohya's file with the same values.
 from __future__ import annotations
 
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from runtime.pipeline import Pipeline
 from runtime.request import Request
 from tests.conftest import CACHE
 from tests.independent import Encoder
-from tests.lora_files import DIALECTS, kohya, random_pairs, text_layers, unet_layers, write
+from tests.lora_files import DIALECTS, kohya, load, random_pairs, text_layers, unet_layers, write
 
 COMMON = {"height": 128, "width": 128, "num_inference_steps": 3, "guidance_scale": 3.0, "scheduler": "dpmpp_2m"}
 NOISE = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
@@ -69,13 +68,7 @@ def expected_latents(source, loras, prompt="a cat"):
     """diffusers' pipeline with its own loader. loras: (file, weight)."""
     encoder = Encoder(source)
     encoder.pipeline.text_encoder.__dict__.pop("text_model", None)  # its loader looks for the level that there is not
-    names = [f"lora{k}" for k in range(len(loras))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of a second adapter
-        for name, (path, _) in zip(names, loras, strict=True):
-            encoder.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
-    if names:
-        encoder.pipeline.set_adapters(names, [weight for _, weight in loras])
+    load(encoder.pipeline, loras)
     cond, uncond = (encoder.encode_prompt([text], None) for text in (prompt, ""))
     return encoder.latents(cond, uncond, NOISE, 3, 3.0)
 

@@ -6,7 +6,6 @@ as one that it can, kohya's file with the same values.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from export.zimage_lora import lora_inputs, place_of
 from runtime.pipeline import Pipeline
 from runtime.request import Request
 from tests.conftest import CACHE, FLOW, exported
-from tests.lora_files import Pair, random_pairs, write
+from tests.lora_files import Pair, load, random_pairs, write
 from tests.zimage_pipeline import CHANNELS, Theirs
 
 TOLERANCE = 1e-4
@@ -98,12 +97,7 @@ def asked(**options: object) -> Request:
 def expected(source: Path, loras: list[tuple[Path, float]]) -> np.ndarray:
     """The latents at the end of diffusers' pipeline with its own loader."""
     theirs = Theirs(source)
-    names = [f"lora{k}" for k in range(len(loras))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of a second adapter
-        for name, (path, _) in zip(names, loras, strict=True):
-            theirs.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
-    theirs.pipeline.set_adapters(names, [weight for _, weight in loras])
+    load(theirs.pipeline, loras)
     return theirs.latents([asked()])
 
 

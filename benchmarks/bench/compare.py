@@ -58,23 +58,17 @@ def verdict(first: Mapping[str, float], second: Mapping[str, float]) -> str:
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """What makes the comparison doubtful: other work, machine or versions; contenders that one result lacks."""
-    found = []
-    for name in SAME:
-        for key in {**first[name], **second[name]}:
-            values = [one[name].get(key, "nothing") for one in (first, second)]
-            if values[0] != values[1]:
-                found.append(f"{name}, {key}: {values[0]} in A, {values[1]} in B")
-    if first["device"] != second["device"]:
-        found.append(f"device: {first['device']} in A, {second['device']} in B")
-    runs = [rows.running(one) for one in (first, second)]
-    for name in runs[0].keys() & runs[1].keys():
-        for key in OWN:
-            values = [one[name].get(key) for one in runs]
-            if values[0] != values[1]:
-                found.append(f"{name}, {key}: {values[0]} in A, {values[1]} in B")
-    names = [set(one) for one in runs]
-    if names[0] != names[1]:
-        found.append(f"in one of them alone: {', '.join(sorted(names[0] ^ names[1]))}")
+    ours, theirs = rows.running(first), rows.running(second)
+    pairs = [
+        (f"{name}, {key}", first[name].get(key, "nothing"), second[name].get(key, "nothing"))
+        for name in SAME for key in {**first[name], **second[name]}
+    ]  # fmt: skip
+    pairs.append(("device", first["device"], second["device"]))
+    both = [name for name in ours if name in theirs]
+    pairs += [(f"{name}, {key}", ours[name].get(key), theirs[name].get(key)) for name in both for key in OWN]
+    found = [f"{what}: {one} in A, {other} in B" for what, one, other in pairs if one != other]
+    if alone := ours.keys() ^ theirs.keys():
+        found.append(f"in one of them alone: {', '.join(sorted(alone))}")
     return found
 
 

@@ -134,13 +134,12 @@ class Run:
             return
         if asked is None:  # nobody to try with
             best = Trial(usable_cores(), self.plan.policies[0], None)
-            self.specs = [best.taken_by(spec) if spec.name in torch else spec for spec in self.specs]
-            return
-        self.say("trying threads")
-        best, self.trials = best_threads(
-            asked, self.plan, self.folder, usable_cores(),
-            lambda trial: self.say(f"  {trial.text}"),
-        )  # fmt: skip
+        else:
+            self.say("trying threads")
+            best, self.trials = best_threads(
+                asked, self.plan, self.folder, usable_cores(),
+                lambda trial: self.say(f"  {trial.text}"),
+            )  # fmt: skip
         self.specs = [best.taken_by(spec) if spec.name in torch else spec for spec in self.specs]
 
     def _look_up(self) -> None:

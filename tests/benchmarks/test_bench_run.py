@@ -115,17 +115,26 @@ def test_the_page_is_drawn_anew_elsewhere(bench, tmp_path):
     assert (elsewhere / "index.html").read_text() == (out / "index.html").read_text()
 
 
-def test_two_results_beside_each_other(bench, tmp_path, capsys):
-    path = bench[1] / "result.json"
-    other = json.loads(path.read_text())
+@pytest.fixture
+def comparison(bench, tmp_path, capsys):
+    """What --compare prints of a result and a changed one."""
+
+    def told(other: dict) -> str:
+        (tmp_path / "b.json").write_text(json.dumps(other))
+        assert command.main(["--compare", str(bench[1] / "result.json"), str(tmp_path / "b.json")]) == 0
+        return capsys.readouterr().out
+
+    return told
+
+
+def test_two_results_beside_each_other(bench, comparison):
+    other = read_result(bench[1] / "result.json")
     for one in other["contenders"].values():
         for of in one.get("speed", {}).values():
             of["seconds"] = {name: 2 * value for name, value in of["seconds"].items()}
     other["versions"]["numpy"] = "9.9"
     del other["contenders"]["torch.compile"]
-    (tmp_path / "b.json").write_text(json.dumps(other))
-    assert command.main(["--compare", str(path), str(tmp_path / "b.json")]) == 0
-    told = capsys.readouterr().out
+    told = comparison(other)
     assert "slower" in told
     assert "9.9 in B" in told
     assert "in one of them alone: torch.compile" in told
@@ -146,14 +155,11 @@ def test_what_is_no_result_is_refused(tmp_path, capsys):
         read_result(tmp_path / "a.json")
 
 
-def test_what_a_comparison_of_unlike_runs_tells(bench, tmp_path, capsys):
-    path = bench[1] / "result.json"
-    other = json.loads(path.read_text())
+def test_what_a_comparison_of_unlike_runs_tells(bench, comparison):
+    other = read_result(bench[1] / "result.json")
     other["device"], other["plan"]["turns"] = "cpu", 99
     other["contenders"]["onnxruntime"]["precision"] = "bf16"
-    (tmp_path / "b.json").write_text(json.dumps(other))
-    assert command.main(["--compare", str(path), str(tmp_path / "b.json")]) == 0
-    told = capsys.readouterr().out
+    told = comparison(other)
     assert "device: gpu in A, cpu in B" in told
     assert "plan, turns: 2 in A, 99 in B" in told
     assert "onnxruntime, precision:" in told
